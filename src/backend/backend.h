@@ -1,0 +1,72 @@
+// What runs the forward pass. One thread calls it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "checkpoint/checkpoint.h"
+#include "model/memory_plan.h"
+#include "model/qwen2_config.h"
+
+namespace qwen2 {
+
+// One sequence's share of a step: consecutive tokens, whose K and V go to `pages`.
+struct Chunk {
+  std::span<const TokenId> tokens;
+  int64_t position = 0;             // of tokens[0] in its sequence
+  std::span<const uint32_t> pages;  // the sequence's page table, long enough for all tokens
+  bool wants_logits = false;        // of the last token
+};
+
+// Logits of the chunks that wanted them, in their order.
+struct Logits {
+  const float* data = nullptr;
+  int64_t stride = 0;  // from one row to the next
+  int64_t vocab_size = 0;
+  std::span<const int64_t> order;  // of the i-th chunk's row in `data`
+
+  [[nodiscard]] std::span<const float> row(size_t index) const {
+    return {data + order[index] * stride, static_cast<size_t>(vocab_size)};
+  }
+};
+
+// A chunk's results depend on its tokens, its length and what its pages hold, never on the other chunks of
+// the step: the arithmetic of a row is the same in every batch. Callers that cut prompts at fixed places
+// therefore get the same tokens under any load.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  [[nodiscard]] virtual const Qwen2Config& config() const = 0;
+  [[nodiscard]] virtual const MemoryPlan& plan() const = 0;
+  [[nodiscard]] virtual int64_t page_tokens() const = 0;
+  // Bytes of weights that a decode step of batch 1 reads.
+  [[nodiscard]] virtual size_t bytes_per_decode_step() const = 0;
+  // Bytes per second of a plain read of the weights (or of a larger buffer, if they fit the caches), now.
+  [[nodiscard]] virtual double measure_read_bandwidth() const = 0;
+  [[nodiscard]] virtual std::string describe() const = 0;
+
+  // Runs the chunks. At most max_num_seqs chunks, each of at most prefill_chunk tokens. The logits are valid
+  // until the next call.
+  virtual Result<Logits> forward(std::span<const Chunk> chunks) = 0;
+};
+
+struct CpuOptions {
+  std::string isa = "auto";  // "baseline", "avx2", "avx512": a cap, for tests and comparisons
+};
+
+Result<std::unique_ptr<Backend>> create_cpu_backend(const Checkpoint& checkpoint, const Limits& limits,
+                                                    const CpuOptions& options);
+
+// The plan alone, without allocating anything.
+Result<MemoryPlan> plan_cpu_backend(const Qwen2Config& config, const Limits& limits,
+                                    const CpuOptions& options);
+
+}  // namespace qwen2

@@ -1,0 +1,30 @@
+// What this machine is, for result files and memory limits.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace qwen2 {
+
+struct Machine {
+  std::string cpu;     // model name
+  std::string kernel;  // operating system and release
+  std::string host;
+  int cores = 0;  // that this process may use
+  uint64_t memory_bytes = 0;
+  std::string compiler;
+  std::string commit;  // of this program's sources
+};
+
+Machine describe_machine();
+
+// Memory that can still be taken without swapping, the control group's limit included.
+uint64_t available_memory_bytes();
+
+uint64_t resident_memory_bytes();
+uint64_t peak_resident_memory_bytes();
+
+// Where this executable lies; empty when the system does not say.
+std::string executable_path();
+
+}  // namespace qwen2

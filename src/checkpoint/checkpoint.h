@@ -1,0 +1,47 @@
+// Where weights come from: one interface over Hugging Face folders and synthetic models.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "tensor/packed_matrix.h"
+
+namespace qwen2 {
+
+class Checkpoint {
+ public:
+  virtual ~Checkpoint() = default;
+  Checkpoint() = default;
+  Checkpoint(const Checkpoint&) = delete;
+  Checkpoint& operator=(const Checkpoint&) = delete;
+
+  // The text of config.json.
+  [[nodiscard]] virtual std::string config_json() const = 0;
+  // The text of generation_config.json, empty when there is none.
+  [[nodiscard]] virtual std::string generation_config_json() const = 0;
+  [[nodiscard]] virtual bool has(std::string_view name) const = 0;
+  // Converts the tensor `name` of shape [rows, target.cols] into rows [first_row, first_row + rows) of
+  // `target`.
+  virtual Status load_matrix(std::string_view name, int64_t rows, const PackedMatrix& target,
+                             int64_t first_row) const = 0;
+  // Converts the tensor `name` of shape [size] to float.
+  virtual Status load_vector(std::string_view name, int64_t size, float* out) const = 0;
+};
+
+// A folder with config.json and model.safetensors, or shards with model.safetensors.index.json.
+Result<std::unique_ptr<Checkpoint>> open_hf_folder(const std::filesystem::path& folder);
+
+// Seeded random weights in a published shape: "qwen2-0.5b", "qwen2-1.5b", "qwen2-7b".
+Result<std::unique_ptr<Checkpoint>> open_synthetic(std::string_view name, uint64_t seed = 0);
+
+// `model` is a folder or "synthetic:NAME".
+Result<std::unique_ptr<Checkpoint>> open_checkpoint(const std::string& model);
+
+// Where the tokeniser of `model` lies: the folder itself; for a synthetic model none.
+std::filesystem::path tokenizer_folder(const std::string& model);
+
+}  // namespace qwen2

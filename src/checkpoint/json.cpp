@@ -1,0 +1,2 @@
+// Boost.JSON's implementation, compiled once here.
+#include <boost/json/src.hpp>

@@ -1,0 +1,197 @@
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cstdio>
+#include <random>
+
+#include "base/machine.h"
+#include "base/units.h"
+#include "cli/cli.h"
+
+namespace qwen2::cli {
+namespace {
+
+namespace json = boost::json;
+
+struct BenchEngineFlags {
+  ModelFlags model;
+  int64_t prompt = 256;
+  int64_t generate = 32;
+  int64_t batch = 1;
+  int64_t runs = 5;
+  std::string output;
+};
+
+struct Spread {
+  double median, min, max;
+};
+
+Spread spread(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t n = values.size();
+  return {(values[(n - 1) / 2] + values[n / 2]) / 2, values.front(), values.back()};
+}
+
+json::object to_json(const Spread& s) {
+  return {{"median", s.median}, {"min", s.min}, {"max", s.max}};
+}
+
+struct Run {
+  double prefill_seconds = 0;
+  double decode_seconds = 0;
+};
+
+TokenId likeliest(std::span<const float> logits) {
+  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+// One batch of sequences: their prompts one after the other in chunks, then `generate` decode steps together.
+class Batch {
+ public:
+  Batch(Backend& backend, const BenchEngineFlags& flags) : backend_(backend), flags_(flags) {
+    const int64_t pages_each = (flags.prompt + flags.generate) / backend.page_tokens() + 1;
+    std::mt19937 random(0);
+    uint32_t page = 0;
+    for (int64_t b = 0; b < flags.batch; ++b) {
+      std::vector<uint32_t>& pages = pages_.emplace_back();
+      for (int64_t i = 0; i < pages_each; ++i) pages.push_back(page++);
+      std::vector<TokenId>& prompt = prompts_.emplace_back();
+      for (int64_t i = 0; i < flags.prompt; ++i) {
+        prompt.push_back(static_cast<TokenId>(random() % static_cast<uint64_t>(backend.config().vocab_size)));
+      }
+    }
+  }
+
+  Result<Run> run() {
+    Run run;
+    std::vector<TokenId> last;
+    double start = now_seconds();
+    for (size_t b = 0; b < prompts_.size(); ++b) {
+      QWEN2_TRY(const TokenId token, prefill(b));
+      last.push_back(token);
+    }
+    run.prefill_seconds = now_seconds() - start;
+    start = now_seconds();
+    for (int64_t step = 0; step < flags_.generate; ++step) {
+      std::vector<Chunk> chunks;
+      for (size_t b = 0; b < last.size(); ++b) {
+        chunks.push_back({std::span(&last[b], 1), flags_.prompt + step, pages_[b], true});
+      }
+      QWEN2_TRY(const Logits logits, backend_.forward(chunks));
+      for (size_t b = 0; b < last.size(); ++b) last[b] = likeliest(logits.row(b));
+    }
+    run.decode_seconds = now_seconds() - start;
+    return run;
+  }
+
+ private:
+  Result<TokenId> prefill(size_t b) {
+    const int64_t chunk_tokens = backend_.plan().limits.prefill_chunk;
+    TokenId token = 0;
+    for (int64_t position = 0; position < flags_.prompt; position += chunk_tokens) {
+      const int64_t count = std::min(chunk_tokens, flags_.prompt - position);
+      const bool last = position + count == flags_.prompt;
+      const Chunk chunk{
+          std::span(prompts_[b]).subspan(static_cast<size_t>(position), static_cast<size_t>(count)), position,
+          pages_[b], last};
+      QWEN2_TRY(const Logits logits, backend_.forward(std::span(&chunk, 1)));
+      if (last) token = likeliest(logits.row(0));
+    }
+    return token;
+  }
+
+  Backend& backend_;
+  const BenchEngineFlags& flags_;
+  std::vector<std::vector<TokenId>> prompts_;
+  std::vector<std::vector<uint32_t>> pages_;
+};
+
+Status check(const BenchEngineFlags& flags) {
+  for (const auto& [name, value] : {std::pair{"--prompt", flags.prompt},
+                                    {"--generate", flags.generate},
+                                    {"--batch", flags.batch},
+                                    {"--runs", flags.runs}}) {
+    if (value < 1 || value > 1'000'000)
+      return fail(ErrorKind::kInvalidArgument, "{} must be from 1 to 1000000", name);
+  }
+  return {};
+}
+
+Status bench_engine(BenchEngineFlags& flags) {
+  QWEN2_CHECK(check(flags));
+  flags.model.limits.max_num_seqs = flags.batch;
+  flags.model.limits.max_model_len = flags.prompt + flags.generate + 1;
+  QWEN2_TRY(OpenModel open, open_model(flags.model, false));
+  Backend& backend = *open.backend;
+  const MemoryPlan& plan = backend.plan();
+  const int64_t pages = flags.batch * ((flags.prompt + flags.generate) / backend.page_tokens() + 1);
+  if (pages > plan.kv_pages) {
+    return fail(ErrorKind::kOutOfMemory,
+                "--batch {} needs {} KV pages, the budget holds {}. The plan was:\n{}", flags.batch, pages,
+                plan.kv_pages, plan.table());
+  }
+  Batch batch(backend, flags);
+  QWEN2_TRY(const Run warm, batch.run());  // compiles the prompt products, touches every page
+  static_cast<void>(warm);
+  std::vector<double> prefill, decode, bandwidth;
+  for (int64_t i = 0; i < flags.runs; ++i) {
+    bandwidth.push_back(backend.measure_read_bandwidth());
+    QWEN2_TRY(const Run run, batch.run());
+    prefill.push_back(static_cast<double>(flags.batch * flags.prompt) / run.prefill_seconds);
+    decode.push_back(static_cast<double>(flags.batch * flags.generate) / run.decode_seconds);
+    fmt::print(stderr, "run {}: prefill {:.1f} tok/s, decode {:.2f} tok/s, read {:.1f} GB/s\n", i + 1,
+               prefill.back(), decode.back(), bandwidth.back() / 1e9);
+  }
+  const Spread read = spread(bandwidth);
+  const Spread decoded = spread(decode);
+  // Bytes of a step: the weights, and the KV of every sequence at the middle of the measured depths.
+  const double kv = static_cast<double>(flags.batch * plan.kv_bytes_per_token) *
+                    (static_cast<double>(flags.prompt) + static_cast<double>(flags.generate) / 2);
+  const double bytes = static_cast<double>(backend.bytes_per_decode_step()) + kv;
+  const double fraction = bytes * decoded.median / static_cast<double>(flags.batch) / read.median;
+  json::object root;
+  root["parameters"] = json::object{{"model", flags.model.model},
+                                    {"prompt", flags.prompt},
+                                    {"generate", flags.generate},
+                                    {"batch", flags.batch},
+                                    {"runs", flags.runs},
+                                    {"backend", backend.describe()},
+                                    {"prefill_chunk", plan.limits.prefill_chunk}};
+  root["prefill_tokens_per_second"] = to_json(spread(prefill));
+  root["decode_tokens_per_second"] = to_json(decoded);
+  root["bytes_per_decode_step"] = bytes;
+  root["read_bandwidth_bytes_per_second"] = to_json(read);
+  root["bandwidth_fraction"] = fraction;
+  root["peak_memory_bytes"] = peak_resident_memory_bytes();
+  root["weight_bytes"] = plan.weights;
+  root["kv_bytes_per_token"] = plan.kv_bytes_per_token;
+  fmt::print("{} on {}, prompt {}, generate {}, batch {}: medians of {} runs\n",
+             model_name(flags.model.model), backend.describe(), flags.prompt, flags.generate, flags.batch,
+             flags.runs);
+  const Spread prefilled = spread(prefill);
+  fmt::print("prefill  {:8.1f} tok/s  [{:.1f}, {:.1f}]\n", prefilled.median, prefilled.min, prefilled.max);
+  fmt::print(
+      "decode   {:8.2f} tok/s  [{:.2f}, {:.2f}], {:.2f} GB a step, {:.1f} GB/s = {:.0f} % of the {:.1f} GB/s "
+      "read\n",
+      decoded.median, decoded.min, decoded.max, bytes / 1e9, fraction * read.median / 1e9, 100 * fraction,
+      read.median / 1e9);
+  fmt::print("memory   {} at the peak, {} of weights\n", format_bytes(peak_resident_memory_bytes()),
+             format_bytes(plan.weights));
+  if (flags.output.empty()) return {};
+  return write_result(flags.output, std::move(root));
+}
+
+}  // namespace
+
+void add_bench_engine(CLI::App& app, Action& action) {
+  auto flags = std::make_shared<BenchEngineFlags>();
+  CLI::App* command = app.add_subcommand("engine", "Measure the forward pass without HTTP");
+  flags->model.add_to(*command);
+  command->add_option("--prompt", flags->prompt, "Prompt tokens");
+  command->add_option("--generate", flags->generate, "Decode steps");
+  command->add_option("--batch", flags->batch, "Sequences that decode together");
+  command->add_option("--runs", flags->runs, "Measured repetitions, after one to warm up");
+  command->add_option("--output", flags->output, "JSON file");
+  command->callback([flags, &action] { action = [flags] { return bench_engine(*flags); }; });
+}
+
+}  // namespace qwen2::cli

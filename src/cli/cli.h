@@ -1,0 +1,58 @@
+// What the subcommands share: flags that choose and open a model.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <boost/json.hpp>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "backend/backend.h"
+#include "base/error.h"
+#include "tokenizer/chat_template.h"
+#include "tokenizer/tokenizer.h"
+
+namespace qwen2::cli {
+
+struct ModelFlags {
+  std::string model;
+  std::string tokenizer;  // folder; empty: the model's own
+  std::string device = "auto";
+  std::string memory_budget;
+  Limits limits;
+  CpuOptions cpu;
+
+  void add_to(CLI::App& app);
+};
+
+struct OpenModel {
+  std::unique_ptr<Backend> backend;
+  std::optional<Tokenizer> tokenizer;  // none for a folder without one
+  ChatTemplate chat;
+  std::string generation_config;
+};
+
+// The limits with the memory budget's text parsed.
+Result<Limits> limits_of(const ModelFlags& flags);
+
+// The tokeniser that the flags name; an error when `required` and there is none.
+Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool required);
+
+Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer);
+
+// A name for the model: its folder, or what follows "synthetic:".
+std::string model_name(const std::string& model);
+
+// Each adds its subcommand; the callback's Status is what the program ends with.
+using Action = std::function<Status()>;
+void add_serve(CLI::App& app, Action& action);
+void add_generate(CLI::App& app, Action& action);
+void add_info(CLI::App& app, Action& action);
+void add_bench_engine(CLI::App& app, Action& action);
+void add_bench_serve(CLI::App& app, Action& action);
+
+// `root` with the description of this machine and program under "machine", written to `path`.
+Status write_result(const std::string& path, boost::json::object root);
+
+}  // namespace qwen2::cli

@@ -1,0 +1,110 @@
+#include <boost/json.hpp>
+#include <filesystem>
+
+#include "base/machine.h"
+#include "base/memory.h"
+#include "base/units.h"
+#include "cli/cli.h"
+#include "kernels/cpu/kernels.h"
+
+namespace qwen2::cli {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+namespace {
+
+// Where scripts/setup puts the published Qwen2 tokeniser, for synthetic models.
+fs::path published_tokenizer() {
+  const fs::path binary = executable_path();
+  for (fs::path folder = binary.parent_path(); !folder.empty() && folder != folder.root_path();
+       folder = folder.parent_path()) {
+    if (fs::exists(folder / "models/qwen2-tokenizer/tokenizer.json"))
+      return folder / "models/qwen2-tokenizer";
+  }
+  return {};
+}
+
+}  // namespace
+
+void ModelFlags::add_to(CLI::App& app) {
+  app.add_option("--model", model, "Folder in Hugging Face layout, or synthetic:qwen2-0.5b, -1.5b, -7b")
+      ->required();
+  app.add_option("--tokenizer", tokenizer, "Folder with tokenizer.json, when it is not the model's");
+  app.add_option("--device", device, "cpu, cuda or auto")->check(CLI::IsMember({"cpu", "cuda", "auto"}));
+  app.add_option("--memory-budget", memory_budget,
+                 "Bytes of the whole process, such as 6GiB (default: what is free)");
+  app.add_option("--max-model-len", limits.max_model_len,
+                 "Tokens of one request, prompt and answer (default: 4096 or the model's limit)");
+  app.add_option("--max-num-seqs", limits.max_num_seqs, "Requests that run at once");
+  app.add_option("--prefill-chunk", limits.prefill_chunk, "Prompt tokens of one forward pass");
+  app.add_option("--max-batch-tokens", limits.max_batch_tokens,
+                 "Tokens of one step (default: one chunk and every decode)");
+  app.add_option("--isa", cpu.isa, "Cap on the instruction set: auto, baseline, avx2, avx512");
+}
+
+Result<Limits> limits_of(const ModelFlags& flags) {
+  Limits limits = flags.limits;
+  if (!flags.memory_budget.empty()) {
+    auto bytes = parse_bytes(flags.memory_budget);
+    if (!bytes) return within("--memory-budget", bytes.error());
+    limits.memory_budget = *bytes;
+  }
+  return limits;
+}
+
+Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool required) {
+  fs::path folder = flags.tokenizer;
+  if (folder.empty()) folder = tokenizer_folder(flags.model);
+  if (folder.empty()) folder = published_tokenizer();
+  if (folder.empty() || !fs::exists(folder / "tokenizer.json")) {
+    if (!required && flags.tokenizer.empty()) return std::nullopt;
+    if (!flags.tokenizer.empty()) {
+      return fail(ErrorKind::kNotFound, "--tokenizer '{}' has no tokenizer.json", flags.tokenizer);
+    }
+    return fail(ErrorKind::kNotFound, "no tokenizer.json for '{}': name its folder with --tokenizer",
+                flags.model);
+  }
+  QWEN2_TRY(Tokenizer tokenizer, Tokenizer::load(folder));
+  return std::optional<Tokenizer>(std::move(tokenizer));
+}
+
+Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
+  if (flags.device == "cuda") {
+    return fail(ErrorKind::kUnsupported, "--device cuda: this build has no CUDA backend; use --device cpu");
+  }
+  OpenModel open;
+  QWEN2_TRY(const auto checkpoint, open_checkpoint(flags.model));
+  QWEN2_TRY(open.tokenizer, open_tokenizer(flags, need_tokenizer));
+  const fs::path chat_folder =
+      flags.tokenizer.empty() ? tokenizer_folder(flags.model) : fs::path(flags.tokenizer);
+  if (!chat_folder.empty()) {
+    QWEN2_TRY(open.chat, ChatTemplate::load(chat_folder));
+  }
+  open.generation_config = checkpoint->generation_config_json();
+  QWEN2_TRY(const Limits limits, limits_of(flags));
+  QWEN2_TRY(open.backend, create_cpu_backend(*checkpoint, limits, flags.cpu));
+  return open;
+}
+
+std::string model_name(const std::string& model) {
+  if (const size_t colon = model.find("synthetic:"); colon == 0) return model.substr(10);
+  fs::path path = fs::path(model).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();
+  return path.filename().string();
+}
+
+Status write_result(const std::string& path, json::object root) {
+  const Machine machine = describe_machine();
+  root["machine"] = json::object{{"cpu", machine.cpu},
+                                 {"cores", machine.cores},
+                                 {"memory_bytes", machine.memory_bytes},
+                                 {"isa", cpu::isa_name(cpu::detect_isa())},
+                                 {"kernel", machine.kernel},
+                                 {"host", machine.host},
+                                 {"compiler", machine.compiler},
+                                 {"commit", machine.commit}};
+  return write_file(path, json::serialize(root) + "\n");
+}
+
+}  // namespace qwen2::cli

@@ -1,0 +1,109 @@
+// The CPU kernels: plain-data arguments, no engine types, no threads. Each kernel works on a range that its
+// caller chooses, so that the caller decides how work is spread over threads.
+//
+// Every instruction set has one table of the same kernels, built from the same source (kernels.inl).
+// reference.h holds a slow, obvious version of each.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace qwen2::cpu {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+std::string_view isa_name(Isa isa);
+std::optional<Isa> parse_isa(std::string_view name);
+// The best instruction set that this processor (and its operating system) runs.
+Isa detect_isa();
+
+// Rows of one call; also the size of the kernel's accumulator on the stack.
+constexpr int kMaxGemvBatch = 64;
+
+// y[b][n] (+)= bias[n] + sum_k W[n][k] x[b][k], accumulated in float in the order of k, whatever the batch:
+// a row's result does not depend on its neighbours.
+struct GemvArgs {
+  const uint16_t* weights;  // PackedMatrix::data, bf16
+  int64_t rows;
+  int64_t cols;  // even
+  const float* x;
+  int64_t x_stride;
+  int batch;  // 1..kMaxGemvBatch
+  float* y;
+  int64_t y_stride;  // at least `rows` rounded up to 64: the padding is written too
+  bool accumulate;   // add to y instead of overwriting it
+};
+
+// Tokens of one KV page. A page of one layer and KV head holds K transposed, [head_dim][32], then
+// V [32][head_dim], both fp16.
+constexpr int kPageTokens = 32;
+// Rows (tokens x query heads of one KV head) of one attention call.
+constexpr int kMaxAttentionRows = 48;
+constexpr int kMaxHeadDim = 256;
+
+// Softmax(q K^T) V over keys [key_begin, key_end) for `tokens` consecutive tokens and the `group` query heads
+// of one KV head. Token t sees keys up to first_position + t. q is already scaled. Scores stay in float.
+struct AttentionArgs {
+  const float* q;  // token t, head g: q + t * q_stride + g * head_dim
+  int64_t q_stride;
+  int tokens;  // tokens * group <= kMaxAttentionRows
+  int group;
+  int head_dim;  // multiple of 16, at most kMaxHeadDim
+  int64_t first_position;
+  int64_t key_begin;  // multiple of kPageTokens
+  int64_t key_end;
+  const uint16_t* cache;  // this layer and KV head in page 0
+  int64_t page_stride;    // elements from one page to the next
+  const uint32_t* pages;  // the sequence's page table
+  // Not normalised, row r = t * group + g: partial sums, running maximum, running denominator.
+  float* sums;  // [rows][head_dim]
+  float* maxima;
+  float* denominators;
+};
+
+// Splits q, k and v of one token, adds their biases, rotates q and k (rotate-half convention), scales q, and
+// writes k and v to the cache as fp16 (saturating).
+struct RopeArgs {
+  float* qkv;            // [q_heads + 2 * kv_heads][head_dim]; q is left rotated and scaled
+  const float* bias;     // the same shape
+  const float* cosines;  // [head_dim / 2] of this token's position
+  const float* sines;
+  int q_heads;
+  int kv_heads;
+  int head_dim;
+  float q_scale;
+  uint16_t* page;       // this layer, KV head 0, the token's page
+  int64_t head_stride;  // elements from one KV head to the next
+  int slot;             // the token's place in the page
+};
+
+struct Kernels {
+  Isa isa;
+  void (*gemv_bf16)(const GemvArgs& args, int64_t block_begin, int64_t block_end);
+  void (*attention)(const AttentionArgs& args);
+  // out[head_dim] = the merge of `parts` partial results whose rows lie `sums_stride` and `scalar_stride`
+  // apart.
+  void (*merge_attention)(const float* sums, int64_t sums_stride, const float* maxima,
+                          const float* denominators, int64_t scalar_stride, int parts, int head_dim,
+                          float* out);
+  void (*rope)(const RopeArgs& args);
+  // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i]
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, int64_t size, float* out);
+  // out[i] = gate[i] * sigmoid(gate[i]) * up[i]
+  void (*swiglu)(const float* gate, const float* up, int64_t size, float* out);
+  void (*to_bf16)(const float* x, int64_t size, uint16_t* out);
+  // x as the sum of two bf16 numbers, 16 bits of mantissa: high = bf16(x), low = bf16(x - high).
+  void (*split_bf16)(const float* x, int64_t size, uint16_t* high, uint16_t* low);
+  // Row-major float [cols][ld] from one packed block: out[k * ld + n], n < 64.
+  void (*widen_block)(const uint16_t* block, int64_t cols, float* out, int64_t ld);
+  // Reads 64-byte lines and returns a value that depends on all of them: the plain read that decoding is held
+  // against.
+  uint64_t (*read_lines)(const std::byte* data, int64_t lines);
+};
+
+// `isa` must not exceed detect_isa().
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace qwen2::cpu

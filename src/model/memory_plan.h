@@ -1,0 +1,47 @@
+// What a model will take, before anything is allocated.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/error.h"
+#include "model/qwen2_config.h"
+
+namespace qwen2 {
+
+// What the user asks for; zero means "choose".
+struct Limits {
+  int64_t max_model_len = 0;     // tokens of one request, prompt and answer together
+  int64_t max_num_seqs = 8;      // requests that run at once
+  int64_t prefill_chunk = 256;   // prompt tokens of one forward pass; part of the arithmetic, see backend.h
+  int64_t max_batch_tokens = 0;  // tokens of one step, decodes first; zero: one prompt chunk and every decode
+  uint64_t memory_budget = 0;    // bytes of the whole process; zero: what the machine has free
+};
+
+struct MemoryPlan {
+  Limits limits;  // with every choice made
+  uint64_t weights = 0;
+  uint64_t kv_pool = 0;
+  uint64_t workspace = 0;
+  uint64_t runtime = 0;  // the program itself, the libraries, the tokeniser
+  uint64_t budget = 0;
+  int64_t kv_pages = 0;
+  int64_t kv_bytes_per_token = 0;
+
+  [[nodiscard]] uint64_t total() const { return weights + kv_pool + workspace + runtime; }
+  [[nodiscard]] std::string table() const;
+};
+
+// What a backend says of itself for the plan.
+struct BackendCosts {
+  uint64_t weights = 0;
+  uint64_t workspace = 0;
+  uint64_t runtime = 0;
+  int64_t page_tokens = 0;
+  int64_t page_bytes = 0;  // of all layers
+};
+
+// Fails with the table and the smallest change that would fit when one request of max_model_len does not.
+Result<MemoryPlan> plan_memory(const Qwen2Config& config, const Limits& limits, const BackendCosts& costs);
+
+}  // namespace qwen2

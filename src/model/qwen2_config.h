@@ -1,0 +1,43 @@
+// The architecture of a dense Qwen2 / Qwen2.5 model, from config.json.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+
+namespace qwen2 {
+
+using TokenId = int32_t;
+
+struct Qwen2Config {
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t intermediate_size = 0;
+  int64_t layers = 0;
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t max_position_embeddings = 0;
+  float rms_norm_eps = 1e-6F;
+  double rope_theta = 10000.0;
+  bool tied_head = false;
+  std::vector<TokenId> eos_token_ids;
+
+  [[nodiscard]] int64_t q_size() const { return heads * head_dim; }
+  [[nodiscard]] int64_t kv_size() const { return kv_heads * head_dim; }
+  [[nodiscard]] int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
+  [[nodiscard]] int64_t group() const { return heads / kv_heads; }
+  // Bytes of K and V of one token in all layers, at `element_bytes` each.
+  [[nodiscard]] int64_t kv_bytes_per_token(int64_t element_bytes = 2) const {
+    return 2 * layers * kv_size() * element_bytes;
+  }
+};
+
+// Checks every field that is used; what the program does not implement (another architecture, RoPE scaling,
+// sliding windows, other activations) is an error that names the field. The end-of-sequence ids come from
+// `generation_config` where it has them.
+Result<Qwen2Config> parse_qwen2_config(std::string_view config, std::string_view generation_config);
+
+}  // namespace qwen2

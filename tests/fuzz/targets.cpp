@@ -1,0 +1,53 @@
+#include "targets.h"
+
+#include <cstdlib>
+#include <span>
+
+#include "checkpoint/safetensors.h"
+#include "model/qwen2_config.h"
+#include "server/openai_schema.h"
+#include "tokenizer/tokenizer.h"
+
+namespace qwen2::fuzz {
+namespace {
+
+void require(bool holds) {
+  if (!holds) std::abort();
+}
+
+}  // namespace
+
+void safetensors(std::string_view bytes) {
+  const auto header = parse_safetensors({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+  if (!header) return require(!header.error().message.empty());
+  // What a reader may rely on: every tensor lies inside of the file.
+  for (const auto& [name, entry] : header->tensors) {
+    require(entry.begin <= entry.end && header->data_start + entry.end <= bytes.size());
+  }
+}
+
+void config(std::string_view bytes) {
+  const auto parsed = parse_qwen2_config(bytes, bytes);
+  if (!parsed) return require(!parsed.error().message.empty());
+  require(parsed->heads > 0 && parsed->kv_heads > 0 && parsed->head_dim > 0 &&
+          parsed->kv_bytes_per_token() > 0);
+}
+
+void tokenizer(std::string_view bytes) {
+  const auto parsed = Tokenizer::parse(bytes);
+  if (!parsed) return require(!parsed.error().message.empty());
+  const auto ids = parsed->encode(bytes.substr(0, 4096));
+  if (ids) static_cast<void>(parsed->decode(*ids));
+}
+
+void request(std::string_view bytes) {
+  ServedModel model;
+  model.name = "m";
+  model.max_model_len = 100;
+  for (const Endpoint endpoint : {Endpoint::kChat, Endpoint::kCompletions, Endpoint::kGenerate}) {
+    const auto parsed = parse_request(endpoint, bytes, model);
+    if (!parsed) require(parsed.error().status >= 400 && !parsed.error().body().empty());
+  }
+}
+
+}  // namespace qwen2::fuzz

@@ -1,0 +1,14 @@
+// What the fuzzers feed: each takes any bytes and must return. The unit tests run the committed corpus
+// through the same functions, so that a find stays found.
+#pragma once
+
+#include <string_view>
+
+namespace qwen2::fuzz {
+
+void safetensors(std::string_view bytes);  // a whole file
+void config(std::string_view bytes);       // config.json
+void tokenizer(std::string_view bytes);    // tokenizer.json; what parses is also used
+void request(std::string_view bytes);      // the body of a chat and of a completion
+
+}  // namespace qwen2::fuzz

@@ -1,0 +1,192 @@
+// The forward pass against Transformers in float32 (tests/golden, made by tools/make_goldens.py).
+#include "backend/backend.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cstring>
+#include <numeric>
+
+#include "base/memory.h"
+#include "kernels/cpu/kernels.h"
+#include "paths.h"
+#include "random_data.h"
+
+namespace qwen2 {
+namespace {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+// The project's bound: relative error of a row of logits.
+constexpr double kBound = 1e-2;
+
+std::unique_ptr<Backend> open_backend(const fs::path& model, const std::string& isa, Limits limits = {}) {
+  auto checkpoint = open_checkpoint(model.string());
+  EXPECT_TRUE(checkpoint) << checkpoint.error().message;
+  auto backend = create_cpu_backend(**checkpoint, limits, {isa});
+  EXPECT_TRUE(backend) << backend.error().message;
+  return std::move(*backend);
+}
+
+std::vector<uint32_t> page_table(const Backend& backend) {
+  std::vector<uint32_t> pages(
+      static_cast<size_t>(backend.plan().limits.max_model_len / backend.page_tokens()));
+  std::iota(pages.begin(), pages.end(), 0U);
+  return pages;
+}
+
+// Runs `tokens` from `position` in the engine's chunks; the logits of the last one.
+std::vector<float> run(Backend& backend, std::span<const TokenId> tokens, int64_t position,
+                       const std::vector<uint32_t>& pages) {
+  const int64_t chunk = backend.plan().limits.prefill_chunk;
+  std::vector<float> row;
+  while (!tokens.empty()) {
+    const auto count = std::min<size_t>(tokens.size(), static_cast<size_t>(chunk - position % chunk));
+    const Chunk piece{tokens.first(count), position, pages, count == tokens.size()};
+    const auto logits = backend.forward(std::span(&piece, 1));
+    EXPECT_TRUE(logits) << logits.error().message;
+    if (piece.wants_logits) row.assign(logits->row(0).begin(), logits->row(0).end());
+    tokens = tokens.subspan(count);
+    position += static_cast<int64_t>(count);
+  }
+  return row;
+}
+
+struct GoldenParam {
+  std::string model;
+  std::string isa;
+};
+
+class GoldenTest : public testing::TestWithParam<GoldenParam> {};
+
+std::vector<GoldenParam> golden_params() {
+  std::vector<GoldenParam> params;
+  for (const char* model : {"demo", "hd64_tied", "hd128_untied", "mha_deep", "hd128_wide", "gqa6_odd"}) {
+    for (const char* isa : {"baseline", "avx2", "avx512"}) params.push_back({model, isa});
+  }
+  return params;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, GoldenTest, testing::ValuesIn(golden_params()),
+                         [](const auto& param) { return param.param.model + "_" + param.param.isa; });
+
+TEST_P(GoldenTest, MatchesTransformers) {
+  const auto& [model, isa] = GetParam();
+  if (cpu::parse_isa(isa) > cpu::detect_isa()) GTEST_SKIP() << "this processor has no " << isa;
+  const fs::path folder = test::golden_folder() / model;
+  const auto backend = open_backend(model == "demo" ? test::demo_model() : folder, isa);
+  const auto pages = page_table(*backend);
+  const auto text = read_text_file(folder / "golden.json");
+  ASSERT_TRUE(text) << text.error().message;
+  const json::value golden = json::parse(*text);
+  int compared = 0;
+  for (const json::value& item : golden.at("cases").as_array()) {
+    const auto prompt = json::value_to<std::vector<TokenId>>(item.at("prompt"));
+    const auto greedy = json::value_to<std::vector<TokenId>>(item.at("greedy"));
+    const auto margins = json::value_to<std::vector<double>>(item.at("margins"));
+    const auto max_abs = json::value_to<std::vector<double>>(item.at("max_abs"));
+    const auto raw = read_text_file(folder / json::value_to<std::string>(item.at("logits_file")));
+    ASSERT_TRUE(raw);
+    std::vector<float> expected(raw->size() / sizeof(float));
+    std::memcpy(expected.data(), raw->data(), raw->size());
+    std::vector<float> logits = run(*backend, prompt, 0, pages);
+    ASSERT_EQ(logits.size(), expected.size());
+    EXPECT_LE(test::relative_error(logits, expected), kBound) << "prompt of " << prompt.size();
+    // The reference's own continuation is fed back, so that every step is compared.
+    int64_t position = static_cast<int64_t>(prompt.size());
+    for (size_t step = 0; step < greedy.size(); ++step) {
+      const auto best = static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+      if (margins[step] > kBound * max_abs[step]) {
+        ++compared;
+        EXPECT_EQ(best, greedy[step]) << "prompt of " << prompt.size() << ", step " << step;
+      }
+      logits = run(*backend, std::span(greedy).subspan(step, 1), position++, pages);
+    }
+  }
+  EXPECT_GT(compared, 64) << "too few steps have a margin to say anything";
+}
+
+class BackendTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (cpu::parse_isa(GetParam()) > cpu::detect_isa())
+      GTEST_SKIP() << "this processor has no " << GetParam();
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(AllIsas, BackendTest, testing::Values("baseline", "avx2", "avx512"),
+                         [](const auto& param) { return param.param; });
+
+// Rows of a step share their reads of the weights, but not their arithmetic.
+TEST_P(BackendTest, AChunkDoesNotDependOnItsNeighbours) {
+  Limits limits;
+  limits.max_num_seqs = 24;
+  limits.max_model_len = 640;
+  const auto backend = open_backend(test::golden_folder() / "hd64_tied", GetParam(), limits);
+  const int64_t vocabulary = backend->config().vocab_size;
+  const int64_t pages_each = limits.max_model_len / backend->page_tokens();
+  std::vector<std::vector<TokenId>> prompts;
+  std::vector<std::vector<uint32_t>> pages;
+  std::vector<std::vector<float>> alone;
+  for (int64_t i = 0; i < limits.max_num_seqs; ++i) {
+    auto& prompt =
+        prompts.emplace_back(static_cast<size_t>(i % 3 == 0 ? test::uniform(17, 250) : test::uniform(1, 16)));
+    for (TokenId& token : prompt) token = static_cast<TokenId>(test::uniform(0, vocabulary - 1));
+    auto& own = pages.emplace_back(static_cast<size_t>(pages_each));
+    std::iota(own.begin(), own.end(), static_cast<uint32_t>(i * pages_each));
+    alone.push_back(run(*backend, prompt, 0, own));
+  }
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < prompts.size(); ++i) chunks.push_back({prompts[i], 0, pages[i], true});
+  const auto together = backend->forward(chunks);
+  ASSERT_TRUE(together);
+  // The logits come in the order of the chunks.
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const auto row = together->row(i);
+    ASSERT_TRUE(std::equal(row.begin(), row.end(), alone[i].begin()))
+        << "chunk " << i << " of " << prompts[i].size();
+  }
+}
+
+TEST_P(BackendTest, LongContextsUseEverySplit) {
+  Limits limits;
+  limits.max_num_seqs = 1;
+  limits.max_model_len = 1344;
+  const auto backend = open_backend(test::golden_folder() / "gqa6_odd", GetParam(), limits);
+  const auto pages = page_table(*backend);
+  std::vector<TokenId> prompt(1300);
+  for (TokenId& token : prompt)
+    token = static_cast<TokenId>(test::uniform(0, backend->config().vocab_size - 1));
+  // The last token through the dense path, and alone through the decode path over three parts of keys.
+  const auto dense = run(*backend, prompt, 0, pages);
+  const auto decoded = run(*backend, std::span(prompt).last(1), 1299, pages);
+  EXPECT_LT(test::relative_error(decoded, dense), kBound);
+  EXPECT_GT(test::relative_error(decoded, std::vector<float>(dense.size(), 1.0F)), kBound);
+}
+
+TEST(MemoryPlan, RefusesWhatDoesNotFitAndSaysWhatWould) {
+  const auto checkpoint = open_checkpoint(test::demo_model().string());
+  ASSERT_TRUE(checkpoint);
+  const auto config =
+      parse_qwen2_config((*checkpoint)->config_json(), (*checkpoint)->generation_config_json());
+  ASSERT_TRUE(config);
+  Limits limits;
+  limits.memory_budget = uint64_t{210} << 20;
+  limits.max_model_len = 4096;
+  const auto refused = plan_cpu_backend(*config, limits, {});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().kind, ErrorKind::kOutOfMemory);
+  const size_t at = refused.error().message.find("--max-model-len ");
+  ASSERT_NE(at, std::string::npos) << refused.error().message;
+  limits.max_model_len = std::stoll(refused.error().message.substr(at + 16));
+  const auto accepted = plan_cpu_backend(*config, limits, {});
+  ASSERT_TRUE(accepted) << accepted.error().message;
+  EXPECT_LE(accepted->total(), limits.memory_budget);
+  limits.max_model_len = 5000;
+  EXPECT_FALSE(plan_cpu_backend(*config, limits, {}));
+}
+
+}  // namespace
+}  // namespace qwen2

@@ -1,0 +1,234 @@
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/safetensors.h"
+#include "model/qwen2_config.h"
+#include "model/weights.h"
+#include "paths.h"
+
+namespace qwen2 {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string safetensors(const std::string& header, size_t data_bytes) {
+  const uint64_t size = header.size();
+  std::string file(sizeof size, '\0');
+  std::memcpy(file.data(), &size, sizeof size);
+  return file + header + std::string(data_bytes, 'x');
+}
+
+Result<SafetensorsHeader> parse(const std::string& file) {
+  return parse_safetensors({reinterpret_cast<const std::byte*>(file.data()), file.size()});
+}
+
+TEST(Safetensors, ReadsTensorsInAnyOrder) {
+  const auto header = parse(safetensors(
+      R"({"b":{"dtype":"F32","shape":[2],"data_offsets":[12,20]},"a":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},)"
+      R"("__metadata__":{"format":"pt"}})",
+      20));
+  ASSERT_TRUE(header) << header.error().message;
+  EXPECT_EQ(header->tensors.size(), 2U);
+  EXPECT_EQ(header->tensors.at("a").shape, (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(header->tensors.at("b").begin, 12U);
+}
+
+struct BadFile {
+  const char* name;
+  std::string file;
+  const char* message;  // part of the error
+};
+
+TEST(Safetensors, NamesWhatIsWrong) {
+  const std::vector<BadFile> cases{
+      {"empty", "", "too few"},
+      {"short", "abc", "too few"},
+      {"header beyond the file", std::string("\xff\0\0\0\0\0\0\0{}", 10), "claims"},
+      {"huge header", std::string("\xff\xff\xff\xff\xff\xff\xff\xff{}", 10), "claims"},
+      {"no JSON", safetensors("{not json", 0), "JSON"},
+      {"no object", safetensors("[1,2]", 0), "object"},
+      {"entry no object", safetensors(R"({"a":3})", 0), "'a'"},
+      {"no dtype", safetensors(R"({"a":{"shape":[1],"data_offsets":[0,4]}})", 4), "dtype"},
+      {"unknown dtype", safetensors(R"({"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}})", 4), "F99"},
+      {"wrong size", safetensors(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", 4), "span"},
+      {"negative shape", safetensors(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4),
+       "shape"},
+      {"shape overflow",
+       safetensors(R"({"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}})", 0),
+       "64 bits"},
+      {"offsets reversed", safetensors(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", 4),
+       "span"},
+      {"offsets missing", safetensors(R"({"a":{"dtype":"F32","shape":[1]}})", 4), "data_offsets"},
+      {"truncated", safetensors(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 7), "truncated"},
+      {"overlap",
+       safetensors(
+           R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+           8),
+       "overlaps"},
+      {"gap", safetensors(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8), "no tensor"},
+      {"rest", safetensors(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 8), "no tensor"},
+      {"deep nesting", safetensors(std::string(1000, '[') + std::string(1000, ']'), 0), "JSON"},
+  };
+  for (const BadFile& bad : cases) {
+    const auto header = parse(bad.file);
+    ASSERT_FALSE(header) << bad.name;
+    EXPECT_NE(header.error().message.find(bad.message), std::string::npos)
+        << bad.name << ": " << header.error().message;
+  }
+}
+
+std::string config_with(const std::string& key, const std::string& value) {
+  std::map<std::string, std::string> fields{
+      {"model_type", "\"qwen2\""},     {"architectures", "[\"Qwen2ForCausalLM\"]"},
+      {"hidden_act", "\"silu\""},      {"hidden_size", "128"},
+      {"intermediate_size", "256"},    {"num_hidden_layers", "2"},
+      {"num_attention_heads", "2"},    {"num_key_value_heads", "1"},
+      {"vocab_size", "100"},           {"max_position_embeddings", "512"},
+      {"rms_norm_eps", "1e-6"},        {"rope_theta", "10000"},
+      {"tie_word_embeddings", "true"}, {"eos_token_id", "3"}};
+  if (!key.empty()) fields[key] = value;
+  std::string text = "{";
+  for (const auto& [name, field] : fields) {
+    if (field.empty()) continue;
+    text += fmt::format("{}\"{}\":{}", text.size() > 1 ? "," : "", name, field);
+  }
+  return text + "}";
+}
+
+TEST(Config, ReadsBothLayouts) {
+  const auto classic = parse_qwen2_config(config_with("", ""), "");
+  ASSERT_TRUE(classic) << classic.error().message;
+  EXPECT_EQ(classic->head_dim, 64);
+  EXPECT_EQ(classic->rope_theta, 10000.0);
+  EXPECT_EQ(classic->eos_token_ids, std::vector<TokenId>{3});
+  const auto modern =
+      parse_qwen2_config(config_with("rope_parameters", R"({"rope_type":"default","rope_theta":1e6})"),
+                         R"({"eos_token_id":[5,6]})");
+  ASSERT_TRUE(modern) << modern.error().message;
+  EXPECT_EQ(modern->rope_theta, 1e6);
+  EXPECT_EQ(modern->eos_token_ids, (std::vector<TokenId>{5, 6}));
+}
+
+TEST(Config, NamesTheFieldThatIsWrong) {
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, std::string>>{{"model_type", "\"llama\""},
+                                                        {"model_type", ""},
+                                                        {"architectures", "[\"LlamaForCausalLM\"]"},
+                                                        {"architectures", "7"},
+                                                        {"hidden_act", "\"gelu\""},
+                                                        {"hidden_size", "-1"},
+                                                        {"hidden_size", "\"128\""},
+                                                        {"hidden_size", ""},
+                                                        {"hidden_size", "99999999999"},
+                                                        {"num_attention_heads", "3"},
+                                                        {"num_key_value_heads", "0"},
+                                                        {"num_attention_heads", "4611686018427387904"},
+                                                        {"rms_norm_eps", "\"x\""},
+                                                        {"rope_theta", "-4"},
+                                                        {"rope_scaling", R"({"type":"yarn"})"},
+                                                        {"use_sliding_window", "true"},
+                                                        {"quantization_config", "{}"},
+                                                        {"tie_word_embeddings", "1"},
+                                                        {"eos_token_id", "100"},
+                                                        {"eos_token_id", "[1,\"a\"]"},
+                                                        {"vocab_size", "0"},
+                                                        {"max_position_embeddings", "1e3"},
+                                                        {"intermediate_size", "100"}}) {
+    const auto config = parse_qwen2_config(config_with(key, value), "");
+    ASSERT_FALSE(config) << key << " " << value;
+    EXPECT_NE(config.error().message.find(key), std::string::npos) << config.error().message;
+    EXPECT_NE(config.error().message.find("config.json"), std::string::npos);
+  }
+  EXPECT_FALSE(parse_qwen2_config("{", ""));
+  EXPECT_FALSE(parse_qwen2_config("[]", ""));
+}
+
+class DamagedFolder : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / ("qwen2-test-" + std::to_string(::getpid()));
+    fs::remove_all(folder_);
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  void copy(const char* model) { fs::copy(test::golden_folder() / model, folder_); }
+  // The error of loading everything.
+  [[nodiscard]] std::string error() const {
+    const auto checkpoint = open_checkpoint(folder_.string());
+    if (!checkpoint) return checkpoint.error().message;
+    const auto config =
+        parse_qwen2_config((*checkpoint)->config_json(), (*checkpoint)->generation_config_json());
+    if (!config) return config.error().message;
+    const auto weights = load_weights(**checkpoint, *config);
+    return weights ? "" : weights.error().message;
+  }
+  void replace(const char* file, const std::string& from, const std::string& to) const {
+    std::ifstream in(folder_ / file, std::ios::binary);
+    std::string text((std::istreambuf_iterator<char>(in)), {});
+    in.close();
+    const size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos);
+    text.replace(at, from.size(), to);
+    std::ofstream(folder_ / file, std::ios::binary) << text;
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(DamagedFolder, LoadsWhenWhole) {
+  copy("mha_deep");
+  EXPECT_EQ(error(), "");
+}
+
+TEST_F(DamagedFolder, NamesWhatIsDamaged) {
+  copy("hd64_tied");
+  const auto size = fs::file_size(folder_ / "model.safetensors");
+  fs::resize_file(folder_ / "model.safetensors", size - 2);
+  EXPECT_NE(error().find("truncated"), std::string::npos) << error();
+  fs::resize_file(folder_ / "model.safetensors", size);
+  replace("model.safetensors", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weighs");
+  EXPECT_NE(error().find("model.layers.1.mlp.up_proj.weight"), std::string::npos) << error();
+  fs::remove(folder_ / "model.safetensors");
+  EXPECT_NE(error().find("model.safetensors"), std::string::npos) << error();
+  fs::remove(folder_ / "config.json");
+  EXPECT_NE(error().find("config.json"), std::string::npos) << error();
+}
+
+TEST_F(DamagedFolder, NamesAMisshapenTensor) {
+  copy("hd64_tied");
+  replace("config.json", "\"intermediate_size\": 192", "\"intermediate_size\": 208");
+  EXPECT_NE(error().find("mlp"), std::string::npos) << error();
+  EXPECT_NE(error().find("shape"), std::string::npos) << error();
+}
+
+TEST_F(DamagedFolder, NamesAMissingShardAndABadIndex) {
+  copy("mha_deep");
+  std::string shard;
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    if (entry.path().extension() == ".safetensors") shard = entry.path().filename();
+  }
+  fs::remove(folder_ / shard);
+  EXPECT_NE(error().find(shard), std::string::npos) << error();
+  replace("model.safetensors.index.json", shard, "../" + shard);
+  EXPECT_NE(error().find("plain file name"), std::string::npos) << error();
+}
+
+TEST(Synthetic, HasThePublishedShape) {
+  const auto checkpoint = open_checkpoint("synthetic:qwen2-1.5b");
+  ASSERT_TRUE(checkpoint);
+  const auto config =
+      parse_qwen2_config((*checkpoint)->config_json(), (*checkpoint)->generation_config_json());
+  ASSERT_TRUE(config) << config.error().message;
+  EXPECT_EQ(config->kv_bytes_per_token(), 28672);
+  // 1.544 B parameters in 16 bits, and the packing's padding.
+  EXPECT_NEAR(static_cast<double>(weight_bytes(*config)), 3.087e9, 0.002e9);
+  EXPECT_FALSE(open_checkpoint("synthetic:gpt-5"));
+  EXPECT_FALSE(open_checkpoint("/nowhere"));
+}
+
+}  // namespace
+}  // namespace qwen2
