@@ -1,0 +1,419 @@
+// The command line: answers, measurements, and what it says when something is wrong.
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { cpSync, existsSync, readFileSync, readdirSync, truncateSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
+import net from 'node:net';
+import path from 'node:path';
+import { after, before, describe, test } from 'node:test';
+
+import { Tokenizer } from '@huggingface/tokenizers';
+
+import { goldens, model, run, startServer, temporaryFolder } from './helpers.mjs';
+
+const readJson = (...names) => JSON.parse(readFileSync(path.join(...names), 'utf8'));
+// 'info --model DEMO' as arguments.
+const split = (line) => line.split(' ').map((word) => (word === 'DEMO' ? model : word));
+
+async function succeed(...args) {
+  const result = await run(...args);
+  assert.equal(result.code, 0, `${args.join(' ')}: ${result.signal ?? ''}\n${result.stderr}`);
+  return result.stdout;
+}
+
+// Exit code 1 and one line that holds all of `messages`; a server may have logged before.
+async function assertFails(args, ...messages) {
+  const { code, signal, stderr } = await run(...args);
+  assert.equal(signal, null);
+  assert.equal(code, 1, stderr);
+  const lines = stderr.trimEnd().split('\n');
+  if (!args.includes('serve')) assert.equal(lines.length, 1, stderr);
+  assert.match(lines.at(-1), /^qwen2: /);
+  for (const message of messages) assert.ok(lines.at(-1).includes(message), `${lines.at(-1)} does not name ${message}`);
+}
+
+describe('generate', () => {
+  const generate = (...args) => succeed('generate', '--model', model, '--temperature', '0', ...args);
+  const question = ['--prompt', 'What does river mean?'];
+  const tokenizer = new Tokenizer(readJson(model, 'tokenizer.json'), readJson(model, 'tokenizer_config.json'));
+
+  test('answers a prompt', async () => {
+    const answer = await generate(...question);
+    assert.match(answer, /water|stream/);
+    assert.equal(await generate(question.join('='), '--max_new_tokens', '256'), answer);
+  });
+
+  test('writes the new tokens', async (t) => {
+    const file = path.join(temporaryFolder(t), 'tokens.json');
+    const answer = await generate(...question, '--tokens-out', file);
+    const tokens = readJson(file);
+    assert.equal(tokens.at(-1), tokenizer.token_to_id('<|im_end|>'));
+    assert.equal(tokenizer.decode(tokens, { skip_special_tokens: true }), answer.trimEnd());
+
+    await generate(...question, '--tokens-out', file, '--max-new-tokens', '90', '--ignore-eos');
+    assert.equal(readJson(file).length, 90);
+    assert.deepEqual(readJson(file).slice(0, tokens.length), tokens);
+  });
+
+  test('--raw is the prompt without a chat around it', async (t) => {
+    const folder = temporaryFolder(t);
+    const [promptFile, tokensFile] = ['prompt.json', 'tokens.json'].map((name) => path.join(folder, name));
+    const tokensOf = async (...prompt) => {
+      await generate(...prompt, '--max-new-tokens', '20', '--ignore-eos', '--tokens-out', tokensFile);
+      return readJson(tokensFile);
+    };
+    const { ids } = tokenizer.encode('The river', { add_special_tokens: false });
+    writeFileSync(promptFile, JSON.stringify(ids));
+    const raw = await tokensOf('--prompt', 'The river', '--raw');
+    assert.deepEqual(await tokensOf('--prompt-tokens', promptFile), raw);
+    assert.notDeepEqual(await tokensOf('--prompt', 'The river'), raw);
+  });
+
+  test('a seed fixes sampled answers', async () => {
+    const options = split('generate --model DEMO --temperature 1 --top-p 1 --top-k 0 --seed');
+    const sample = (seed) => succeed(...options, seed, '--prompt', 'Use whisper in a sentence.');
+    const answers = [await sample('1'), await sample('2'), await sample('3')];
+    assert.equal(await sample('1'), answers[0]);
+    assert.ok(new Set(answers).size > 1);
+  });
+});
+
+// Small models with random weights; what they must answer was computed with Hugging Face's Transformers.
+for (const name of readdirSync(goldens)) {
+  const folder = path.join(goldens, name);
+  if (!existsSync(path.join(folder, 'config.json'))) continue; // the answers of a model that lies elsewhere
+  test(`golden ${name}`, async (t) => {
+    const out = temporaryFolder(t);
+    const [promptFile, tokensFile, logitsFile] = ['prompt', 'tokens', 'logits'].map((file) => path.join(out, file));
+    const floats = (file) => new Float32Array(new Uint8Array(readFileSync(file)).buffer);
+    const norm = (values) => Math.hypot(...values);
+    for (const golden of readJson(folder, 'golden.json').cases) {
+      writeFileSync(promptFile, JSON.stringify(golden.prompt));
+      const files = ['--prompt-tokens', promptFile, '--tokens-out', tokensFile, '--logits-out', logitsFile];
+      const options = split('--ignore-eos --temperature 0 --max-new-tokens 64');
+      await succeed('generate', '--model', folder, ...files, ...options);
+
+      const [logits, expected] = [floats(logitsFile), floats(path.join(folder, golden.logits_file))];
+      assert.equal(logits.length, expected.length);
+      const error = norm(expected.map((value, i) => value - logits[i])) / norm(expected);
+      assert.ok(error <= 1e-2, `relative error of the logits: ${error}`);
+
+      // Behind a near tie of the two best tokens anything may follow.
+      const tie = golden.margins.findIndex((margin, i) => margin <= 0.01 * golden.max_abs[i]);
+      const sure = tie < 0 ? golden.greedy.length : tie;
+      const tokens = readJson(tokensFile);
+      assert.equal(tokens.length, golden.greedy.length);
+      assert.deepEqual(tokens.slice(0, sure), golden.greedy.slice(0, sure));
+    }
+  });
+}
+
+test('info', async () => {
+  const config = readJson(model, 'config.json');
+  const text = await succeed('info', '--model', model);
+  assert.match(text, new RegExp(`\\b${config.num_hidden_layers} layers\\b`));
+  assert.match(text, new RegExp(`\\bhidden ${config.hidden_size}\\b`));
+  assert.match(text, /memory plan/);
+});
+
+test('bench engine', async (t) => {
+  const file = path.join(temporaryFolder(t), 'engine.json');
+  const options = split('--prompt 64 --generate 8 --batch 2 --runs 3 --output');
+  assert.match(await succeed('bench', 'engine', '--model', model, ...options, file), /tok\/s/);
+  const result = readJson(file);
+  for (const name of ['prefill_tokens_per_second', 'decode_tokens_per_second', 'read_bandwidth_bytes_per_second']) {
+    const { median, min, max } = result[name];
+    assert.ok(0 < min && min <= median && median <= max, name);
+  }
+  for (const name of ['bandwidth_fraction', 'bytes_per_decode_step', 'peak_memory_bytes', 'weight_bytes']) {
+    assert.ok(result[name] > 0, name);
+  }
+  const config = readJson(model, 'config.json');
+  const headSize = config.hidden_size / config.num_attention_heads;
+  const values = 2 * config.num_hidden_layers * config.num_key_value_heads * headSize; // keys and values
+  assert.equal(result.kv_bytes_per_token, 2 * values);
+  assert.ok(result.machine.cores > 0);
+  assert.equal(typeof result.machine.cpu, 'string');
+});
+
+describe('bench serve', () => {
+  const bench = async (t, ...args) => {
+    const file = path.join(temporaryFolder(t), 'result.json');
+    const table = await succeed('bench', 'serve', ...args, '--output', file);
+    return { table, ...readJson(file) };
+  };
+
+  describe('against a running server', () => {
+    let server;
+    before(async () => (server = await startServer()));
+    after(() => server?.stop());
+
+    for (const endpoint of ['completions', 'chat', 'generate']) {
+      for (const stream of [true, false]) {
+        test(`${endpoint}, ${stream ? 'streaming' : 'whole'}`, async (t) => {
+          const earlier = await server.stats();
+          const target = ['--url', server.url, '--tokenizer', model, '--endpoint', endpoint];
+          const size = split('--concurrency 3 --requests 7 --warmup 2 --ctx-len 150 --max-new-tokens 6 --ignore-eos');
+          const result = await bench(t, ...target, ...size, ...(stream ? [] : ['--no-stream']));
+          const { requests, summary } = result;
+          assert.deepEqual(summary.failures, {});
+          assert.equal(summary.succeeded, 7);
+          assert.equal(summary.prompt_tokens, 7 * 150);
+          assert.equal(summary.completion_tokens, 7 * 6);
+          assert.equal(summary.e2e_seconds.n, 7);
+          assert.equal(summary.ttft_seconds.n, stream ? 7 : 0);
+          assert.equal(result.parameters.endpoint, endpoint);
+          assert.ok(result.machine.cores > 0);
+          assert.match(result.table, /failures +0 of 7/);
+          assert.deepEqual(requests.map((r) => r.index), [0, 1, 2, 3, 4, 5, 6]);
+          for (const request of requests) {
+            assert.equal(request.status, 200);
+            assert.equal(request.prompt_tokens, 150);
+            assert.equal(request.completion_tokens, 6);
+            assert.ok(request.queue_seconds >= 0);
+            assert.ok(request.end > request.scheduled);
+            assert.equal(request.content_times.length > 0, stream);
+          }
+          const later = await server.stats();
+          assert.equal(later.prompt_tokens - earlier.prompt_tokens, 9 * 150);
+          assert.equal(later.generated_tokens - earlier.generated_tokens, 9 * 6);
+        });
+      }
+    }
+  });
+
+  test('starts a server itself; flags with underscores', async (t) => {
+    const size = split('--concurrency 5 --requests=15 --ctx_len 512 --max_new_tokens=16 --ignore_eos --max_num_seqs 2');
+    const { requests, summary, parameters } = await bench(t, '--model', model, ...size);
+    assert.deepEqual(summary.failures, {});
+    assert.equal(requests.length, 15);
+    assert.ok(requests.every((r) => r.prompt_tokens === 512 && r.completion_tokens === 16));
+    assert.deepEqual([parameters.ctx_len, parameters.max_new_tokens, parameters.concurrency], [512, 16, 5]);
+  });
+
+  // A server that answers every completion with `answer(response, body)`.
+  async function startFake(t, answer) {
+    const fake = http.createServer(async (request, response) => {
+      if (request.url === '/v1/models') return response.end('{"data": [{"id": "fake"}]}');
+      answer(response, JSON.parse(Buffer.concat(await request.toArray())));
+    });
+    await once(fake.listen(0, '127.0.0.1'), 'listening');
+    t.after(() => {
+      fake.close();
+      fake.closeAllConnections();
+    });
+    return `http://127.0.0.1:${fake.address().port}/v1`;
+  }
+  const small = split('--tokenizer DEMO --concurrency 2 --requests 3 --warmup 0 --ctx-len 20');
+  const event = (object) => `data: ${JSON.stringify(object)}\n\n`;
+  const text = event({ choices: [{ index: 0, text: 'a' }] });
+  const usage = (prompt, completion) =>
+    event({ choices: [], usage: { prompt_tokens: prompt, completion_tokens: completion } });
+  const done = 'data: [DONE]\n\n';
+
+  test('sends different prompts that its seed fixes', async (t) => {
+    let bodies = [];
+    const url = await startFake(t, (response, body) => {
+      bodies.push(body);
+      response.end(text + usage(20, 1) + done);
+    });
+    const promptsOf = async (seed) => {
+      bodies = [];
+      const { summary } = await bench(t, '--url', url, ...small, '--seed', seed, '--max-new-tokens', '9');
+      assert.equal(summary.succeeded, 3);
+      assert.ok(bodies.every((b) => b.model === 'fake' && b.max_tokens === 9 && b.temperature === 0 && b.stream));
+      return bodies.map((b) => b.prompt).sort();
+    };
+    const [first, again, other] = [await promptsOf('1'), await promptsOf('1'), await promptsOf('2')];
+    assert.deepEqual(again, first);
+    assert.equal(new Set([...first, ...other]).size, 6);
+  });
+
+  describe('counts failures by kind', () => {
+    for (const [name, answer] of Object.entries({
+      http_429: (response) => response.writeHead(429, { 'retry-after': '1' }).end('{}'),
+      http_5xx: (response) => response.writeHead(500).end('broken'),
+      http_4xx: (response) => response.writeHead(400).end('{"error": {"message": "no"}}'),
+      timeout: () => {},
+      'timeout (in the middle)': (response) => response.write(text),
+      bad_response: (response) => response.end('data: no JSON\n\n' + done),
+      server_error: (response) => response.end(text + event({ error: { message: 'oh' } })),
+      'wrong_length (prompt)': (response) => response.end(text + usage(7, 1) + done),
+      'wrong_length (answer)': (response) => response.end(text + usage(20, 1) + done),
+      'cut_stream (no [DONE])': (response) => response.end(text + usage(20, 2)),
+      'cut_stream (in the middle)': (response) => response.write(text, () => response.destroy()),
+      'cut_stream (no answer)': (response) => response.destroy(),
+    })) {
+      test(name, async (t) => {
+        const [kind] = name.split(' ');
+        const options = split(`--max-new-tokens 2 --ignore-eos --timeout ${kind === 'timeout' ? 1 : 30}`);
+        const { summary, requests, table } = await bench(t, '--url', await startFake(t, answer), ...small, ...options);
+        assert.deepEqual(summary.failures, { [kind]: 3 });
+        assert.equal(summary.succeeded, 0);
+        assert.equal(summary.failed, 3);
+        assert.ok(requests.every((r) => r.failure === kind && r.detail.length > 0));
+        assert.match(table, new RegExp(`failures +3 of 3, 3 ${kind}`));
+      });
+    }
+
+    test('connect', async (t) => {
+      const free = net.createServer().listen(0, '127.0.0.1');
+      await once(free, 'listening');
+      const url = `http://127.0.0.1:${free.address().port}`;
+      await once(free.close(), 'close');
+      await assertFails(['bench', 'serve', '--url', url, ...small], url);
+      const { summary } = await bench(t, '--url', url, ...small, '--served-model', 'any');
+      assert.deepEqual(summary.failures, { connect: 3 });
+    });
+  });
+});
+
+describe('wrong usage: exit code 2', () => {
+  for (const line of [
+    '',
+    'dance',
+    'bench',
+    'serve',
+    'info --model DEMO --unknown 1',
+    'generate --model DEMO --temprature 0',
+    'generate --model DEMO --prompt a --prompt-tokens b',
+    'generate --model DEMO --prompt a --max-model-len long',
+    'serve --model DEMO --policy fair',
+    'serve --model DEMO --port http',
+    'serve --model DEMO --port 70000',
+    'info --model DEMO --device abacus',
+    'bench serve --model DEMO --endpoint chats',
+  ]) {
+    test(line || 'no command', async () => {
+      const { code, stdout, stderr } = await run(...split(line).filter(Boolean));
+      assert.equal(code, 2, stderr);
+      assert.equal(stdout, '');
+      assert.notEqual(stderr, '');
+    });
+  }
+
+  test('--help is right', async () => {
+    for (const line of ['--help', 'serve --help', 'bench serve --help']) await succeed(...split(line));
+  });
+});
+
+describe('what cannot work: exit code 1 and one line', () => {
+  for (const [line, ...messages] of [
+    ['serve --model /no/model', '/no/model'],
+    ['info --model /no/model', '/no/model'],
+    ['generate --prompt a --model /no/model', '/no/model'],
+    ['bench engine --model /no/model', '/no/model'],
+    ['bench serve --model /no/model', '/no/model'],
+    ['generate --model DEMO --prompt a --memory-budget much', '--memory-budget'],
+    ['generate --model DEMO --prompt a --max-model-len -1', '--max-model-len'],
+    ['generate --model DEMO --prompt a --max-model-len 100000', '--max-model-len'],
+    ['generate --model DEMO --prompt a --prefill-chunk 0', '--prefill-chunk'],
+    ['generate --model DEMO --prompt a --isa mmx', '--isa'],
+    ['generate --model DEMO --prompt a --temperature -1', 'temperature'],
+    ['generate --model DEMO --prompt a --max-new-tokens 0', 'max'],
+    ['generate --model DEMO --prompt a --tokenizer /no/tokenizer', '/no/tokenizer'],
+    ['generate --model DEMO --prompt-tokens /no/tokens.json', '/no/tokens.json'],
+    ['serve --model DEMO --max-num-seqs 0', '--max-num-seqs'],
+    ['serve --model DEMO --max-queue-requests -1', '--max-queue-requests'],
+    ['serve --model DEMO --host nowhere', 'nowhere'],
+    ['bench engine --model DEMO --runs 0', '--runs'],
+    ['bench serve --model DEMO --requests 0', '--requests'],
+    ['bench serve --model DEMO --endpoint chat --ctx-len 3', '--ctx-len'],
+    ['bench serve --url ftp://127.0.0.1 --tokenizer DEMO', '--url'],
+    ['bench serve', '--url', '--model'],
+  ]) {
+    test(line, () => assertFails(split(line), ...messages));
+  }
+
+  test('a memory budget that is too small: the plan follows', async () => {
+    const { code, stderr } = await run(...split('generate --model DEMO --prompt a --memory-budget 8MiB'));
+    assert.equal(code, 1);
+    assert.match(stderr, /^qwen2: .*budget of at least [\d.]+ MiB/);
+    assert.match(stderr, /^ +budget +8.00 MiB/m);
+  });
+
+  test('a file that holds no prompt', async (t) => {
+    const file = path.join(temporaryFolder(t), 'tokens.json');
+    for (const content of ['', '{}', '[1, "a"]', '[-1]', '[1e99]', '[99999999]', '[]']) {
+      writeFileSync(file, content);
+      await assertFails(['generate', '--model', model, '--prompt-tokens', file]);
+    }
+  });
+
+  // Each damage is done to a copy of a golden model, whose path it gets.
+  function testDamaged(golden, cases) {
+    for (const [name, damage, ...messages] of cases) {
+      test(`${golden} with ${name}`, async (t) => {
+        const folder = path.join(temporaryFolder(t), golden);
+        cpSync(path.join(goldens, golden), folder, { recursive: true });
+        const prompt = path.join(folder, 'prompt.json');
+        writeFileSync(prompt, '[1, 2]');
+        damage(folder);
+        const args = ['generate', '--model', folder, '--prompt-tokens', prompt, '--max-new-tokens', '1'];
+        await assertFails(args, ...messages);
+      });
+    }
+  }
+  const editJson = (name, edit) => (folder) => {
+    const value = readJson(folder, name);
+    edit(value);
+    writeFileSync(path.join(folder, name), JSON.stringify(value));
+  };
+  const config = (edit) => editJson('config.json', edit);
+  const cut = (size) => (folder) => truncateSync(path.join(folder, 'model.safetensors'), size);
+  const replace = (name, content) => (folder) => writeFileSync(path.join(folder, name), content);
+  // A safetensors file: the header's size in eight bytes, the header as JSON, the data.
+  const header = (edit) => (folder) => {
+    const file = path.join(folder, 'model.safetensors');
+    const bytes = readFileSync(file);
+    const end = 8 + Number(bytes.readBigUInt64LE());
+    const value = JSON.parse(bytes.subarray(8, end));
+    edit(value);
+    const json = Buffer.from(JSON.stringify(value));
+    const size = Buffer.alloc(8);
+    size.writeBigUInt64LE(BigInt(json.length));
+    writeFileSync(file, Buffer.concat([size, json, bytes.subarray(end)]));
+  };
+  const move = (entry, bytes) => (entry.data_offsets = entry.data_offsets.map((offset) => offset + bytes));
+
+  const weights = 'model.safetensors';
+  const down = 'model.layers.0.mlp.down_proj.weight';
+  testDamaged('gqa6_odd', [
+    ['truncated data', cut(500_000), weights],
+    ['a truncated header', cut(100), weights],
+    ['an empty file', cut(0), weights],
+    ['a header of 2^64 bytes', replace(weights, Buffer.alloc(1000, 0xff)), weights],
+    ['a header that is no JSON', replace(weights, '\x08\0\0\0\0\0\0\0{"a":1]}'), weights],
+    ['an unsupported dtype', header((h) => (h[down].dtype = 'I16')), weights, down, 'I16'],
+    ['an unknown dtype', header((h) => (h[down].dtype = 'BF17')), weights, down, 'BF17'],
+    ['a dtype of another size', header((h) => (h[down].dtype = 'F32')), weights, down],
+    ['another shape', header((h) => h[down].shape.reverse()), down],
+    ['an impossible shape', header((h) => (h[down].shape = [2 ** 40, 2 ** 40])), weights, down],
+    ['a tensor that the header lacks', header((h) => delete h[down]), weights],
+    ['a renamed tensor', header((h) => ((h.other = h[down]), delete h[down])), down],
+    ['offsets behind the end', header((h) => move(h[down], 10_000_000)), weights],
+    ['offsets that overlap', header((h) => move(h[down], -64)), weights],
+    ['another model type', config((c) => (c.model_type = 'llama')), 'config.json', 'model_type', 'llama'],
+    ['more layers than tensors', config((c) => ++c.num_hidden_layers), 'model.layers.1.'],
+    ['another hidden size', config((c) => (c.hidden_size = 192)), 'tensor', 'shape'],
+    ['no hidden size', config((c) => delete c.hidden_size), 'config.json', 'hidden_size'],
+    ['an absurd hidden size', config((c) => (c.hidden_size = 2 ** 31)), 'config.json', 'hidden_size'],
+    ['heads that do not divide', config((c) => (c.num_key_value_heads = 5)), 'config.json', 'num_key_value_heads'],
+    ['RoPE scaling', config((c) => (c.rope_scaling = { type: 'yarn' })), 'config.json', 'rope_scaling'],
+    ['a configuration that is no JSON', replace('config.json', '{'), 'config.json'],
+    ['a configuration that is no object', replace('config.json', '[]'), 'config.json'],
+    ['another kind of tokeniser', replace('tokenizer.json', '{"model": {"type": "Unigram"}}'), 'tokenizer.json', 'BPE'],
+  ]);
+
+  const indexName = 'model.safetensors.index.json';
+  const index = (edit) => editJson(indexName, ({ weight_map: map }) => edit(map));
+  const norm = 'model.norm.weight';
+  testDamaged('mha_deep', [
+    ['a missing file', index((map) => (map[norm] = 'gone.safetensors')), 'gone.safetensors'],
+    ['a file of another folder', index((map) => (map[norm] = '../model.safetensors')), indexName, norm],
+    ['a tensor in another file', index((map) => (map[norm] = map['model.embed_tokens.weight'])), norm],
+    ['a file that is no string', index((map) => (map[norm] = 1)), indexName, norm],
+    ['a tensor that the index lacks', index((map) => delete map[norm]), norm],
+    ['no map', replace(indexName, '{}'), indexName],
+  ]);
+});
