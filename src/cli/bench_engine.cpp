@@ -64,6 +64,7 @@ class Batch {
   Result<Run> run() {
     Run run;
     std::vector<TokenId> last;
+    last.reserve(prompts_.size());
     double start = now_seconds();
     for (size_t b = 0; b < prompts_.size(); ++b) {
       QWEN2_TRY(const TokenId token, prefill(b));
@@ -73,6 +74,7 @@ class Batch {
     start = now_seconds();
     for (int64_t step = 0; step < flags_.generate; ++step) {
       std::vector<Chunk> chunks;
+      chunks.reserve(last.size());
       for (size_t b = 0; b < last.size(); ++b) {
         chunks.push_back({std::span(&last[b], 1), flags_.prompt + step, pages_[b], true});
       }
@@ -159,7 +161,8 @@ Status bench_engine(BenchEngineFlags& flags) {
   root["prefill_tokens_per_second"] = to_json(spread(prefill));
   root["decode_tokens_per_second"] = to_json(decoded);
   root["bytes_per_decode_step"] = bytes;
-  root["read_bandwidth_bytes_per_second"] = to_json(read);
+  root["read_bandwidth_bytes_per_second"] = read.median;
+  root["read_bandwidth_spread"] = to_json(read);
   root["bandwidth_fraction"] = fraction;
   root["peak_memory_bytes"] = peak_resident_memory_bytes();
   root["weight_bytes"] = plan.weights;

@@ -67,6 +67,7 @@ Status bench_serve(BenchServeFlags& flags) {
                  : flags.endpoint == "generate" ? ApiFlavour::kGenerate
                                                 : ApiFlavour::kCompletions;
   test.stream = !flags.no_stream;
+  QWEN2_CHECK(check(test));
   if (test.url.empty() == flags.model.model.empty()) {
     return fail(ErrorKind::kInvalidArgument,
                 "give either --url (a running service) or --model (one is started)");

@@ -29,6 +29,7 @@ struct ModelFlags {
 struct OpenModel {
   std::unique_ptr<Backend> backend;
   std::optional<Tokenizer> tokenizer;  // none for a folder without one
+  [[nodiscard]] const Tokenizer* tokenizer_or_null() const { return tokenizer ? &*tokenizer : nullptr; }
   ChatTemplate chat;
   std::string generation_config;
 };

@@ -80,6 +80,11 @@ Result<std::vector<TokenId>> run(Engine& engine, GenerationRequest request, bool
 Status write_logits(Backend& backend, const std::vector<TokenId>& prompt, const std::string& path) {
   const Limits& limits = backend.plan().limits;
   const auto size = static_cast<int64_t>(prompt.size());
+  for (const TokenId token : prompt) {
+    if (token < backend.config().vocab_size) continue;
+    return fail(ErrorKind::kInvalidArgument, "token id {} is not in the vocabulary of {}", token,
+                backend.config().vocab_size);
+  }
   if (size > limits.max_model_len)
     return fail(ErrorKind::kInvalidArgument, "the prompt has {} tokens, --max-model-len is {}", size,
                 limits.max_model_len);
@@ -97,34 +102,38 @@ Status write_logits(Backend& backend, const std::vector<TokenId>& prompt, const 
   return {};
 }
 
-Status chat_loop(Engine& engine, const OpenModel& open, const GenerateFlags& flags,
-                 const SamplingParams& sampling) {
+Status chat_loop(Engine& engine, const Tokenizer& tokenizer, const ChatTemplate& chat,
+                 const GenerateFlags& flags, const SamplingParams& sampling) {
   std::vector<ChatMessage> messages;
   if (!flags.system.empty()) messages.push_back({"system", flags.system});
   const bool terminal = ::isatty(STDIN_FILENO) != 0;
   std::string line;
   while (true) {
-    if (terminal) std::fputs("> ", stdout), std::fflush(stdout);
+    if (terminal) {
+      std::fputs("> ", stdout);
+      std::fflush(stdout);
+    }
     if (!std::getline(std::cin, line)) return {};
     if (line.empty()) continue;
     messages.push_back({"user", line});
-    QWEN2_TRY(auto prompt, open.tokenizer->encode(open.chat.render(messages, true)));
+    QWEN2_TRY(auto prompt, tokenizer.encode(chat.render(messages, true)));
     GenerationRequest request{std::move(prompt), flags.max_new_tokens, sampling, {}, flags.ignore_eos};
     const int64_t left =
         engine.backend().plan().limits.max_model_len - static_cast<int64_t>(request.prompt.size());
     request.max_new_tokens = std::min(request.max_new_tokens, std::max<int64_t>(1, left));
     QWEN2_TRY(const auto tokens, run(engine, std::move(request), true));
-    messages.push_back({"assistant", open.tokenizer->decode(tokens, true)});
+    messages.push_back({"assistant", tokenizer.decode(tokens, true)});
   }
 }
 
-Result<std::vector<TokenId>> prompt_of(const GenerateFlags& flags, const OpenModel& open) {
-  if (!flags.prompt_tokens.empty()) return read_tokens(flags.prompt_tokens);
-  if (flags.raw) return open.tokenizer->encode(flags.prompt);
+Result<std::vector<TokenId>> prompt_of(const GenerateFlags& flags, const Tokenizer* tokenizer,
+                                       const ChatTemplate& chat) {
+  if (!flags.prompt_tokens.empty() || tokenizer == nullptr) return read_tokens(flags.prompt_tokens);
+  if (flags.raw) return tokenizer->encode(flags.prompt);
   std::vector<ChatMessage> messages;
   if (!flags.system.empty()) messages.push_back({"system", flags.system});
   messages.push_back({"user", flags.prompt});
-  return open.tokenizer->encode(open.chat.render(messages, true));
+  return tokenizer->encode(chat.render(messages, true));
 }
 
 Status generate(GenerateFlags& flags) {
@@ -132,18 +141,19 @@ Status generate(GenerateFlags& flags) {
   QWEN2_TRY(OpenModel open, open_model(flags.model, flags.prompt_tokens.empty()));
   QWEN2_TRY(SamplingParams sampling, sampling_defaults(open.generation_config));
   sampling = flags.merged(sampling);
+  const Tokenizer* tokenizer = open.tokenizer_or_null();
   const bool interactive = flags.prompt.empty() && flags.prompt_tokens.empty();
   GenerationRequest request;
   if (!interactive) {
-    QWEN2_TRY(request.prompt, prompt_of(flags, open));
+    QWEN2_TRY(request.prompt, prompt_of(flags, tokenizer, open.chat));
     if (!flags.logits_out.empty()) QWEN2_CHECK(write_logits(*open.backend, request.prompt, flags.logits_out));
   }
-  Engine engine(std::move(open.backend), open.tokenizer ? &*open.tokenizer : nullptr, {});
-  if (interactive) return chat_loop(engine, open, flags, sampling);
+  Engine engine(std::move(open.backend), tokenizer, {});
+  if (interactive && tokenizer != nullptr) return chat_loop(engine, *tokenizer, open.chat, flags, sampling);
   request.max_new_tokens = flags.max_new_tokens;
   request.sampling = sampling;
   request.ignore_eos = flags.ignore_eos;
-  QWEN2_TRY(const auto tokens, run(engine, std::move(request), open.tokenizer.has_value()));
+  QWEN2_TRY(const auto tokens, run(engine, std::move(request), tokenizer != nullptr));
   if (flags.tokens_out.empty()) return {};
   return write_file(flags.tokens_out, json::serialize(json::value_from(tokens)) + "\n");
 }

@@ -27,7 +27,7 @@ Status serve(ServeFlags& flags) {
   QWEN2_TRY(OpenModel open, open_model(flags.model, false));
   ServedModel model;
   model.name = flags.served_name.empty() ? model_name(flags.model.model) : flags.served_name;
-  model.tokenizer = open.tokenizer ? &*open.tokenizer : nullptr;
+  model.tokenizer = open.tokenizer_or_null();
   model.chat = open.chat;
   QWEN2_TRY(model.sampling_defaults, sampling_defaults(open.generation_config));
   model.max_model_len = open.backend->plan().limits.max_model_len;

@@ -110,19 +110,6 @@ Result<int64_t> words_per_prompt(const LoadTestOptions& o, const Tokenizer& toke
   return left;
 }
 
-Status check(const LoadTestOptions& o) {
-  const auto positive = [](std::string_view flag, int64_t value) -> Status {
-    if (value >= 1) return {};
-    return fail(ErrorKind::kInvalidArgument, "{} must be at least 1", flag);
-  };
-  QWEN2_CHECK(positive("--concurrency", o.concurrency));
-  QWEN2_CHECK(positive("--requests", o.requests));
-  QWEN2_CHECK(positive("--ctx-len", o.ctx_len));
-  QWEN2_CHECK(positive("--max-new-tokens", o.max_new_tokens));
-  if (o.warmup < 0) return fail(ErrorKind::kInvalidArgument, "--warmup must not be negative");
-  return {};
-}
-
 // Every measured quantity of the requests that succeeded.
 struct Measures {
   Summary ttft, tpot, itl, e2e, queue;
@@ -185,6 +172,19 @@ std::string_view flavour_name(ApiFlavour flavour) {
 }
 
 }  // namespace
+
+Status check(const LoadTestOptions& o) {
+  const auto positive = [](std::string_view flag, int64_t value) -> Status {
+    if (value >= 1) return {};
+    return fail(ErrorKind::kInvalidArgument, "{} must be at least 1", flag);
+  };
+  QWEN2_CHECK(positive("--concurrency", o.concurrency));
+  QWEN2_CHECK(positive("--requests", o.requests));
+  QWEN2_CHECK(positive("--ctx-len", o.ctx_len));
+  QWEN2_CHECK(positive("--max-new-tokens", o.max_new_tokens));
+  if (o.warmup < 0) return fail(ErrorKind::kInvalidArgument, "--warmup must not be negative");
+  return {};
+}
 
 Result<LoadTestResult> run_load_test(const LoadTestOptions& options, const Tokenizer& tokenizer,
                                      const ChatTemplate& chat, const Progress& progress) {

@@ -39,6 +39,9 @@ struct LoadTestResult {
   std::string model;
 };
 
+// Ranges of the numbers; the error names the flag.
+Status check(const LoadTestOptions& options);
+
 // Called on the client's thread when a measured request has ended.
 using Progress = std::function<void(int64_t done, int64_t total, int64_t failed)>;
 

@@ -121,11 +121,11 @@ test('bench engine', async (t) => {
   const options = split('--prompt 64 --generate 8 --batch 2 --runs 3 --output');
   assert.match(await succeed('bench', 'engine', '--model', model, ...options, file), /tok\/s/);
   const result = readJson(file);
-  for (const name of ['prefill_tokens_per_second', 'decode_tokens_per_second', 'read_bandwidth_bytes_per_second']) {
+  for (const name of ['prefill_tokens_per_second', 'decode_tokens_per_second', 'read_bandwidth_spread']) {
     const { median, min, max } = result[name];
     assert.ok(0 < min && min <= median && median <= max, name);
   }
-  for (const name of ['bandwidth_fraction', 'bytes_per_decode_step', 'peak_memory_bytes', 'weight_bytes']) {
+  for (const name of ['bandwidth_fraction', 'read_bandwidth_bytes_per_second', 'bytes_per_decode_step', 'peak_memory_bytes', 'weight_bytes']) {
     assert.ok(result[name] > 0, name);
   }
   const config = readJson(model, 'config.json');

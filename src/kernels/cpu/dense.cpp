@@ -31,7 +31,7 @@ class ProductCache {
            const void* weights, float* y) {
     auto found = products_.find(shape);
     if (found == products_.end()) found = products_.emplace(shape, compile(shape, type, weight_layout)).first;
-    Product& product = found->second;
+    const Product& product = found->second;
     const memory source(product.source, engine_, const_cast<void*>(x));
     const memory weight(product.weights, engine_, const_cast<void*>(weights));
     const memory target(product.target, engine_, y);
