@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kShortChunk = 16;
 // Keys of one part of a long decode attention. Fixed, so that a row's sums do not depend on the batch.
 constexpr int64_t kSplitKeys = 512;
-// The program, its libraries, compiled products and a large tokeniser, as measured; see docs/design.md.
+// An allowance for the program, its libraries, compiled products and a large tokeniser; see docs/design.md.
 constexpr uint64_t kRuntimeBytes = 160 * kMiB;
 
 struct WorkspaceShape {
