@@ -85,9 +85,10 @@ Status write_logits(Backend& backend, const std::vector<TokenId>& prompt, const 
     return fail(ErrorKind::kInvalidArgument, "token id {} is not in the vocabulary of {}", token,
                 backend.config().vocab_size);
   }
-  if (size > limits.max_model_len)
+  if (size > limits.max_model_len) {
     return fail(ErrorKind::kInvalidArgument, "the prompt has {} tokens, --max-model-len is {}", size,
                 limits.max_model_len);
+  }
   std::vector<uint32_t> pages(static_cast<size_t>(size / backend.page_tokens() + 1));
   for (size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<uint32_t>(i);
   for (int64_t position = 0; position < size; position += limits.prefill_chunk) {

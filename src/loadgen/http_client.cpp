@@ -69,9 +69,11 @@ void read_accounting(const json::object& root, RequestRecord& record) {
   }
 }
 
-// The text of an event or a response, wherever the flavour puts it; null when there is none.
+// The text of an event or a response, wherever the flavour puts it; null when there is none, or when it only
+// announces the role of what follows.
 const json::string* find_text(const json::object& root) {
   const json::value* text = root.if_contains("text");
+  bool names_role = false;
   const json::value* choices = root.if_contains("choices");
   if (choices != nullptr && choices->is_array() && !choices->get_array().empty() &&
       choices->get_array()[0].is_object()) {
@@ -79,10 +81,13 @@ const json::string* find_text(const json::object& root) {
     text = choice.if_contains("text");
     for (const char* key : {"delta", "message"}) {
       const json::value* inner = choice.if_contains(key);
-      if (inner != nullptr && inner->is_object()) text = inner->get_object().if_contains("content");
+      if (inner == nullptr || !inner->is_object()) continue;
+      text = inner->get_object().if_contains("content");
+      names_role = inner->get_object().contains("role");
     }
   }
-  return text != nullptr && text->is_string() ? &text->get_string() : nullptr;
+  if (text == nullptr || !text->is_string()) return nullptr;
+  return names_role && text->get_string().empty() ? nullptr : &text->get_string();
 }
 
 void read_event(const std::string& data, double now, RequestRecord& record, bool& done) {
@@ -97,8 +102,9 @@ void read_event(const std::string& data, double now, RequestRecord& record, bool
     return set_failure(record, "server_error", json::serialize(*error));
   }
   read_accounting(root.get_object(), record);
+  // A token may complete no text (a special token, a part of a character); its event counts all the same.
   const json::string* text = find_text(root.get_object());
-  if (text == nullptr || text->empty()) return;
+  if (text == nullptr) return;
   if (record.content_times.empty()) record.first_content = now;
   record.last_content = now;
   record.content_times.push_back(now);
@@ -154,7 +160,7 @@ Result<Url> parse_url(std::string_view text) {
     return fail(ErrorKind::kInvalidArgument, "--url '{}' must start with http:// (TLS is not supported)",
                 text);
   }
-  std::string_view rest = text.substr(kScheme.size());
+  const std::string_view rest = text.substr(kScheme.size());
   const size_t slash = rest.find('/');
   std::string_view path = slash == std::string_view::npos ? std::string_view() : rest.substr(slash);
   const std::string_view authority = rest.substr(0, slash);
@@ -252,9 +258,10 @@ Result<std::string> http_get(const Url& url, const std::string& path, double tim
   stream.expires_after(std::chrono::milliseconds(static_cast<int64_t>(timeout_seconds * 1000)));
   asio::co_spawn(io, fetch(stream, url, request, response, result), asio::detached);
   io.run();
-  if (result)
+  if (result) {
     return fail(ErrorKind::kIo, "cannot reach http://{}:{}{}: {}", url.host, url.port, path,
                 result.message());
+  }
   if (response.result_int() != 200) {
     return fail(ErrorKind::kIo, "http://{}:{}{} answered {}", url.host, url.port, path,
                 response.result_int());

@@ -29,7 +29,7 @@ struct RequestRecord {
   double first_content = 0;
   double last_content = 0;
   double end = 0;
-  std::vector<double> content_times;  // of every event with content
+  std::vector<double> content_times;  // of every event that carries a token, with text or without
   int status = 0;
   std::string failure;  // empty, or a kind: connect, timeout, http_4xx, http_429, http_5xx, cut_stream,
                         // wrong_length, bad_response, server_error

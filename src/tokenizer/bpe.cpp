@@ -75,7 +75,7 @@ void Bpe::encode(std::string_view piece, std::vector<TokenId>& out) const {
   if (found == by_text_.end())
     return piece.size() <= kShortPiece ? merge_short(piece, out) : merge_long(piece, out);
   std::atomic<uint8_t>& whole = whole_[found->second];
-  uint8_t state = whole.load(std::memory_order_relaxed);
+  const uint8_t state = whole.load(std::memory_order_relaxed);
   const size_t start = out.size();
   if (state != 1) {
     merge_long(piece, out);

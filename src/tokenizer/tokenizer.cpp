@@ -37,9 +37,10 @@ Result<std::string> token_from_alphabet(std::string_view text) {
   std::string bytes;
   for (size_t i = 0; i < text.size();) {
     const int byte = byte_of(next_code_point(text, i));
-    if (byte < 0)
+    if (byte < 0) {
       return fail(ErrorKind::kFormat, "token '{}' has a character outside of the byte alphabet",
                   text.substr(0, 64));
+    }
     bytes += static_cast<char>(byte);
   }
   return bytes;

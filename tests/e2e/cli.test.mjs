@@ -172,7 +172,9 @@ describe('bench serve', () => {
             assert.equal(request.completion_tokens, 6);
             assert.ok(request.queue_seconds >= 0);
             assert.ok(request.end > request.scheduled);
-            assert.equal(request.content_times.length > 0, stream);
+            // One event a token; a chat's first may announce no more than the role.
+            const events = request.content_times.length;
+            assert.ok(stream ? events === 6 || (endpoint === 'chat' && events === 5) : events === 0, `${events}`);
           }
           const later = await server.stats();
           assert.equal(later.prompt_tokens - earlier.prompt_tokens, 9 * 150);
@@ -227,6 +229,16 @@ describe('bench serve', () => {
     const [first, again, other] = [await promptsOf('1'), await promptsOf('1'), await promptsOf('2')];
     assert.deepEqual(again, first);
     assert.equal(new Set([...first, ...other]).size, 6);
+  });
+
+  test('counts tokens without text, but not the announcement of a role', async (t) => {
+    const delta = (object) => event({ choices: [{ index: 0, delta: object }] });
+    const events = [{ role: 'assistant', content: '' }, { content: 'a' }, { content: '' }, { content: 'b' }, {}];
+    const url = await startFake(t, (response) => response.end(events.map(delta).join('') + usage(30, 3) + done));
+    const target = ['--url', url, ...small.slice(0, -1), '30', '--endpoint', 'chat', '--max-new-tokens', '3'];
+    const { requests, summary } = await bench(t, ...target);
+    assert.deepEqual(summary.failures, {});
+    assert.ok(requests.every((r) => r.content_times.length === 3 && r.text === 'ab'));
   });
 
   describe('counts failures by kind', () => {

@@ -43,6 +43,7 @@ export async function startServer(...flags) {
   return {
     url,
     port: Number(new URL(url).port),
+    pid: child.pid,
     exited,
     signal: (name) => child.kill(name),
     log: () => log,

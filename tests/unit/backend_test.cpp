@@ -139,6 +139,7 @@ TEST_P(BackendTest, AChunkDoesNotDependOnItsNeighbours) {
     alone.push_back(run(*backend, prompt, 0, own));
   }
   std::vector<Chunk> chunks;
+  chunks.reserve(prompts.size());
   for (size_t i = 0; i < prompts.size(); ++i) chunks.push_back({prompts[i], 0, pages[i], true});
   const auto together = backend->forward(chunks);
   ASSERT_TRUE(together);

@@ -90,8 +90,9 @@ TEST(Sampler, FollowsTheDistribution) {
     return counts;
   };
   const auto expect = [](const std::vector<double>& actual, const std::vector<double>& expected) {
-    for (size_t i = 0; i < expected.size(); ++i)
+    for (size_t i = 0; i < expected.size(); ++i) {
       EXPECT_NEAR(actual[i], expected[i], 0.015) << i;  // six sigma
+    };
   };
   expect(frequencies({}), {0.5, 0.3, 0.15, 0.05});
   expect(frequencies({.top_k = 2}), {0.625, 0.375, 0, 0});
@@ -105,6 +106,7 @@ TEST(Sampler, ASeedRepeatsAndSeedsDiffer) {
   const auto draw = [&](uint64_t seed) {
     Sampler sampler({.seed = seed}, {}, 500);
     std::vector<TokenId> tokens;
+    tokens.reserve(50);
     for (int i = 0; i < 50; ++i) tokens.push_back(sampler.sample(logits));
     return tokens;
   };

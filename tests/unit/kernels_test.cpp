@@ -251,8 +251,8 @@ TEST_P(KernelTest, AttentionSurvivesHugeScores) {
 TEST_P(KernelTest, RopeRotatesAndStores) {
   constexpr double kTheta = 1e6;
   for (const int dim : {64, 128}) {
-    const int q_heads = 6;
-    const int kv_heads = 2;
+    constexpr int64_t q_heads = 6;
+    constexpr int64_t kv_heads = 2;
     const int64_t position = uniform(0, 30000);
     const auto slot = static_cast<int>(position % kPageTokens);
     const auto size = static_cast<size_t>((q_heads + 2 * kv_heads) * dim);
@@ -313,6 +313,7 @@ TEST_P(KernelTest, NormAndActivationMatchReference) {
     const auto gate = normal(static_cast<size_t>(size), 20.0F);
     kernels().swiglu(gate.data(), x.data(), size, out.data());
     std::vector<double> expected;
+    expected.reserve(gate.size());
     for (size_t i = 0; i < gate.size(); ++i) expected.push_back(reference::swiglu(gate[i], x[i]));
     EXPECT_LT(relative_error(out, expected), 1e-6);
   }

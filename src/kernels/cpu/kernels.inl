@@ -80,12 +80,14 @@ static void gemv_bf16(const GemvArgs& args, int64_t block_begin, int64_t block_e
         const int64_t count = begin + kChunkPairs < pairs ? kChunkPairs : pairs - begin;
         const uint16_t* chunk = w + begin * kPairElements;
         int b = 0;
-        for (; b + V::kBatchTile <= args.batch; b += V::kBatchTile)
+        for (; b + V::kBatchTile <= args.batch; b += V::kBatchTile) {
           gemv_passes<V::kBatchTile, V::kBatchVectors>(chunk, count, args.x + b * args.x_stride + 2 * begin,
                                                        args.x_stride, acc + b * 64, b == 0);
-        for (; b < args.batch; ++b)
+        }
+        for (; b < args.batch; ++b) {
           gemv_passes<1, V::kBatchVectors>(chunk, count, args.x + b * args.x_stride + 2 * begin, args.x_stride,
                                            acc + b * 64, b == 0);
+        }
       }
     }
     for (int b = 0; b < args.batch; ++b) {

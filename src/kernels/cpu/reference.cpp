@@ -44,11 +44,11 @@ std::vector<double> rms_norm(const float* x, const float* weight, double epsilon
 
 std::vector<double> rope(const float* x, int64_t position, double theta, int dim) {
   std::vector<double> out(static_cast<size_t>(dim));
-  const int half = dim / 2;
-  for (int i = 0; i < half; ++i) {
-    const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * i / dim);
-    out[static_cast<size_t>(i)] = x[i] * std::cos(angle) - x[i + half] * std::sin(angle);
-    out[static_cast<size_t>(i + half)] = x[i + half] * std::cos(angle) + x[i] * std::sin(angle);
+  const size_t half = out.size() / 2;
+  for (size_t i = 0; i < half; ++i) {
+    const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(i) / dim);
+    out[i] = x[i] * std::cos(angle) - x[i + half] * std::sin(angle);
+    out[i + half] = x[i + half] * std::cos(angle) + x[i] * std::sin(angle);
   }
   return out;
 }
