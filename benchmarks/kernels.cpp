@@ -84,8 +84,8 @@ void dense(benchmark::State& state, Isa isa, int64_t rows, int64_t cols) {
   const auto x = noise(static_cast<size_t>(m * cols));
   std::vector<float> y(static_cast<size_t>(round_up(m, 16) * round_up(rows, 64)));
   for (auto _ : state) {
-    const auto status = product->run(weights.next(), x.data(), cols, m, y.data(), round_up(rows, 64), false,
-                                     Rounding::kOneBf16);
+    const auto status = product->run(WeightMatrix::of(weights.next()), x.data(), cols, m, y.data(),
+                                     round_up(rows, 64), false, Rounding::kOneBf16);
     if (!status) state.SkipWithError(status.error().message.c_str());
   }
   state.counters["FLOP/s"] = benchmark::Counter(2.0 * static_cast<double>(m * rows * cols),
@@ -93,23 +93,24 @@ void dense(benchmark::State& state, Isa isa, int64_t rows, int64_t cols) {
 }
 
 // One decode row of one KV head with six query heads over `depth` keys.
-void attention(benchmark::State& state, Isa isa) {
+void attention(benchmark::State& state, Isa isa, int kv_bits) {
   constexpr int kDim = 128;
   constexpr int kGroup = 6;
   const int64_t depth = state.range(0);
   const int64_t pages = depth / kPageTokens;
-  std::vector<uint16_t> cache(static_cast<size_t>(depth * 2 * kDim), 0x3555);
+  const std::vector<uint16_t> cache(static_cast<size_t>(pages * kv_page_bytes(kv_bits, kDim) / 2), 0x3555);
   std::vector<uint32_t> table(static_cast<size_t>(pages));
   std::iota(table.begin(), table.end(), 0U);
   const auto q = noise(kGroup * kDim);
   std::vector<float> sums(kGroup * kDim), maxima(kGroup), denominators(kGroup);
   for (auto _ : state) {
-    kernels_for(isa).attention({q.data(), kGroup * kDim, 1, kGroup, kDim, depth - 1, 0, depth, cache.data(),
-                                int64_t{2} * kPageTokens * kDim, table.data(), sums.data(), maxima.data(),
-                                denominators.data()});
+    kernels_for(isa).attention({q.data(), kGroup * kDim, 1, kGroup, kDim, depth - 1, 0, depth,
+                                reinterpret_cast<const std::byte*>(cache.data()),
+                                kv_page_bytes(kv_bits, kDim), table.data(), sums.data(), maxima.data(),
+                                denominators.data(), kv_bits});
     benchmark::DoNotOptimize(sums.data());
   }
-  state.SetBytesProcessed(state.iterations() * depth * 2 * kDim * 2);
+  state.SetBytesProcessed(state.iterations() * pages * kv_page_bytes(kv_bits, kDim));
 }
 
 }  // namespace
@@ -134,10 +135,13 @@ int main(int argc, char** argv) {
         ->Arg(64)
         ->Arg(256)
         ->UseRealTime();
-    benchmark::RegisterBenchmark(name("attention").c_str(), attention, isa)
-        ->Arg(2048)
-        ->Arg(30720)
-        ->UseRealTime();
+    for (const int kv_bits : {16, 8}) {
+      benchmark::RegisterBenchmark(name(kv_bits == 8 ? "attention_int8" : "attention").c_str(), attention,
+                                   isa, kv_bits)
+          ->Arg(2048)
+          ->Arg(30720)
+          ->UseRealTime();
+    }
   }
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();

@@ -81,7 +81,7 @@ def random_weights(shape, seed):
     return w
 
 
-def write_model(folder, shape, seed):
+def write_model(folder, shape, weights):
     """A folder as Qwen publishes it: config.json and safetensors, in one file or in shards."""
     hidden, heads, kv, layers, wide, vocab, tied, theta, dtype, files = shape
     os.makedirs(folder, exist_ok=True)
@@ -93,7 +93,6 @@ def write_model(folder, shape, seed):
         "num_key_value_heads": kv, "rms_norm_eps": 1e-06, "rope_theta": theta, "sliding_window": 2048,
         "tie_word_embeddings": tied, "torch_dtype": str(dtype).removeprefix("torch."), "use_cache": True,
         "use_sliding_window": False, "vocab_size": vocab}, indent=2)
-    weights = random_weights(shape, seed)
     stored = {k: v.to(dtype) for k, v in weights.items()}
     assert all(torch.equal(v.float(), weights[k]) for k, v in stored.items()), "the file type is not exact"
     size = lambda names: sum(stored[k].numel() * stored[k].element_size() for k in names)
@@ -114,8 +113,8 @@ def write_model(folder, shape, seed):
                {"metadata": {"total_size": total}, "weight_map": where}, indent=2)
 
 
-def load(folder, attention):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+def load(folder, attention, dtype=torch.float32):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
         config = json.load(f)
     hd = config["hidden_size"] // config["num_attention_heads"]
@@ -171,7 +170,7 @@ def main():
 
     for number, (name, shape) in enumerate(SETS[args.set].items()):
         folder = os.path.join(args.out, name)
-        write_model(folder, shape, args.seed + number)
+        write_model(folder, shape, random_weights(shape, args.seed + number))
         golden(name, folder, folder, [tokens(n, shape[5]) for n in (1, 7, 33, 300)], args.seed + number)
 
     if os.path.exists(os.path.join(args.demo, "config.json")):

@@ -11,6 +11,7 @@
 #include "checkpoint/checkpoint.h"
 #include "model/memory_plan.h"
 #include "model/qwen2_config.h"
+#include "model/weights.h"
 
 namespace qwen2 {
 
@@ -58,15 +59,21 @@ class Backend {
   virtual Result<Logits> forward(std::span<const Chunk> chunks) = 0;
 };
 
+// Where large key biases are added: to the scores, in float, or to the keys before they are cached.
+enum class KeyBiasPlace { kScores, kKeys };
+
 struct CpuOptions {
   std::string isa = "auto";  // "baseline", "avx2", "avx512": a cap, for tests and comparisons
+  Precision precision = {};
+  int kv_bits = 16;  // or 8, with a scale for each token and head
+  KeyBiasPlace key_bias = KeyBiasPlace::kScores;
 };
 
 Result<std::unique_ptr<Backend>> create_cpu_backend(const Checkpoint& checkpoint, const Limits& limits,
                                                     const CpuOptions& options);
 
 // The plan alone, without allocating anything.
-Result<MemoryPlan> plan_cpu_backend(const Qwen2Config& config, const Limits& limits,
-                                    const CpuOptions& options);
+Result<MemoryPlan> plan_cpu_backend(const Checkpoint& checkpoint, const Qwen2Config& config,
+                                    const Limits& limits, const CpuOptions& options);
 
 }  // namespace qwen2

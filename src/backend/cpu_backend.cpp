@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/key_bias.h"
 #include "base/machine.h"
 #include "base/parallel.h"
 #include "base/units.h"
@@ -33,6 +34,10 @@ struct WorkspaceShape {
         splits((limits.max_model_len + kSplitKeys - 1) / kSplitKeys) {}
 };
 
+int64_t widest_columns(const Qwen2Config& c) {
+  return std::max({c.hidden_size, c.intermediate_size, c.q_size()});
+}
+
 // Floats of each part, in the order of CpuBackend's members.
 std::array<int64_t, 11> workspace_parts(const Qwen2Config& c, const Limits& limits) {
   const WorkspaceShape s(c, limits);
@@ -50,20 +55,11 @@ std::array<int64_t, 11> workspace_parts(const Qwen2Config& c, const Limits& limi
           partials};
 }
 
-int64_t widest_columns(const Qwen2Config& c) {
-  return std::max({c.hidden_size, c.intermediate_size, c.q_size()});
-}
-
 uint64_t workspace_bytes(const Qwen2Config& c, const Limits& limits) {
   uint64_t bytes = 0;
   for (const int64_t part : workspace_parts(c, limits))
     bytes += static_cast<uint64_t>(round_up(part, 64)) * sizeof(float);
   return bytes;
-}
-
-// Elements of K and V of one page, layer and KV head.
-int64_t page_head_elements(const Qwen2Config& c) {
-  return 2 * cpu::kPageTokens * c.head_dim;
 }
 
 Result<cpu::Isa> choose_isa(const std::string& name) {
@@ -79,25 +75,28 @@ Result<cpu::Isa> choose_isa(const std::string& name) {
   return *isa;
 }
 
-Result<MemoryPlan> make_plan(const Qwen2Config& config, Limits limits, cpu::Isa isa) {
+Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const Qwen2Config& config, Limits limits,
+                             cpu::Isa isa, const CpuOptions& options) {
   if (limits.max_model_len == 0)
     limits.max_model_len = std::min<int64_t>(4096, config.max_position_embeddings);
   BackendCosts costs;
-  costs.weights = weight_bytes(config);
+  QWEN2_TRY(costs.weights, weight_bytes(checkpoint, config, options.precision));
   costs.workspace = workspace_bytes(config, limits) +
-                    cpu::Dense::workspace_bytes(isa, limits.prefill_chunk, widest_columns(config));
+                    cpu::Dense::workspace_bytes(isa, limits.prefill_chunk, widest_columns(config)) +
+                    cpu::RowProducts::workspace_bytes(widest_columns(config)) +
+                    static_cast<uint64_t>(angle_count(config, limits.max_model_len)) * sizeof(float);
   costs.runtime = kRuntimeBytes;
   costs.page_tokens = cpu::kPageTokens;
-  costs.page_bytes = config.kv_bytes_per_token() * cpu::kPageTokens;
+  costs.page_bytes = config.layers * config.kv_heads * cpu::kv_page_bytes(options.kv_bits, config.head_dim);
   return plan_memory(config, limits, costs);
 }
 
 }  // namespace
 
-Result<MemoryPlan> plan_cpu_backend(const Qwen2Config& config, const Limits& limits,
-                                    const CpuOptions& options) {
+Result<MemoryPlan> plan_cpu_backend(const Checkpoint& checkpoint, const Qwen2Config& config,
+                                    const Limits& limits, const CpuOptions& options) {
   QWEN2_TRY(const cpu::Isa isa, choose_isa(options.isa));
-  return make_plan(config, limits, isa);
+  return make_plan(checkpoint, config, limits, isa, options);
 }
 
 Result<std::unique_ptr<Backend>> create_cpu_backend(const Checkpoint& checkpoint, const Limits& limits,
@@ -105,15 +104,16 @@ Result<std::unique_ptr<Backend>> create_cpu_backend(const Checkpoint& checkpoint
   QWEN2_TRY(Qwen2Config config,
             parse_qwen2_config(checkpoint.config_json(), checkpoint.generation_config_json()));
   QWEN2_TRY(const cpu::Isa isa, choose_isa(options.isa));
-  QWEN2_TRY(const MemoryPlan plan, make_plan(config, limits, isa));
-  auto backend = std::make_unique<CpuBackend>(std::move(config), plan, cpu::kernels_for(isa));
+  QWEN2_TRY(const MemoryPlan plan, make_plan(checkpoint, config, limits, isa, options));
+  auto backend = std::make_unique<CpuBackend>(std::move(config), plan, cpu::kernels_for(isa), options);
   QWEN2_CHECK(backend->start(checkpoint));
   return backend;
 }
 
 Status CpuBackend::start(const Checkpoint& checkpoint) {
-  QWEN2_TRY(weights_, load_weights(checkpoint, config_));
+  QWEN2_TRY(weights_, load_weights(checkpoint, config_, options_.precision, kernels_));
   QWEN2_TRY(dense_, cpu::Dense::create(kernels_, plan_.limits.prefill_chunk, widest_columns(config_)));
+  QWEN2_TRY(row_products_, cpu::RowProducts::create(kernels_, widest_columns(config_)));
   QWEN2_TRY(kv_pool_, LargeBuffer::allocate(plan_.kv_pool, "the KV pool"));
   QWEN2_TRY(workspace_, LargeBuffer::allocate(workspace_bytes(config_, plan_.limits), "the workspace"));
   const std::array<float**, 11> members{&hidden_,
@@ -137,6 +137,20 @@ Status CpuBackend::start(const Checkpoint& checkpoint) {
     inverse_frequencies_.push_back(
         std::pow(config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
   }
+  return options_.key_bias == KeyBiasPlace::kScores ? separate_key_bias() : Status();
+}
+
+Status CpuBackend::separate_key_bias() {
+  bool any = false;
+  for (const LayerWeights& layer : weights_.layers) {
+    key_bias_.push_back(take_large_key_bias(config_, layer.qkv_bias + config_.q_size()));
+    for (const cpu::KeyBias& bias : key_bias_.back()) any = any || bias.pairs > 0;
+  }
+  if (!any) return {};
+  const int64_t positions = plan_.limits.max_model_len;
+  const size_t bytes = static_cast<size_t>(angle_count(config_, positions)) * sizeof(float);
+  QWEN2_TRY(angles_, LargeBuffer::allocate(bytes, "rotation angles"));
+  fill_angles(config_, inverse_frequencies_, positions, angles_.as<float>());
   return {};
 }
 
@@ -163,8 +177,19 @@ double CpuBackend::measure_read_bandwidth() const {
   return static_cast<double>(memory->size()) / (now_seconds() - start);
 }
 
-uint16_t* CpuBackend::layer_cache(int64_t layer) const {
-  return kv_pool_.as<uint16_t>() + layer * plan_.kv_pages * config_.kv_heads * page_head_elements(config_);
+int64_t CpuBackend::head_page_bytes() const {
+  return cpu::kv_page_bytes(options_.kv_bits, config_.head_dim);
+}
+
+std::byte* CpuBackend::layer_cache(int64_t layer) const {
+  return kv_pool_.data() + layer * plan_.kv_pages * config_.kv_heads * head_page_bytes();
+}
+
+// Null where the cached keys of this layer and KV head hold their whole bias.
+const cpu::KeyBias* CpuBackend::key_bias(int64_t layer, int64_t head) const {
+  if (key_bias_.empty()) return nullptr;
+  const cpu::KeyBias& bias = key_bias_[static_cast<size_t>(layer)][static_cast<size_t>(head)];
+  return bias.pairs > 0 ? &bias : nullptr;
 }
 
 Result<Logits> CpuBackend::forward(std::span<const Chunk> chunks) {
@@ -262,14 +287,12 @@ Status CpuBackend::mlp_block(const LayerWeights& w, int64_t count, Products prod
   return linear(w.down, activated_, width, count, products, hidden_, hidden, true);
 }
 
-Status CpuBackend::linear(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t count,
+Status CpuBackend::linear(const WeightMatrix& w, const float* x, int64_t x_stride, int64_t count,
                           Products products, float* y, int64_t y_stride, bool accumulate,
                           cpu::Rounding rounding) {
   if (products == Products::kDense)
     return dense_->run(w, x, x_stride, count, y, y_stride, accumulate, rounding);
-  const cpu::GemvArgs args{w.data, w.rows,   w.cols,    x, x_stride, static_cast<int>(count),
-                           y,      y_stride, accumulate};
-  parallel_ranges(w.blocks(), [&](int64_t begin, int64_t end) { kernels_.gemv_bf16(args, begin, end); });
+  row_products_->run(w, x, x_stride, count, y, y_stride, accumulate);
   return {};
 }
 
@@ -290,7 +313,7 @@ void CpuBackend::normalise(const float* weight, int64_t count) {
 
 void CpuBackend::rotate_and_store(const LayerWeights& w, int64_t layer, std::span<const Row> rows) {
   const int64_t stride = round_up(config_.qkv_size(), kBlockRows);
-  const int64_t head_stride = page_head_elements(config_);
+  const int64_t head_stride = head_page_bytes();
   const auto store = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Row& row = rows[static_cast<size_t>(i)];
@@ -301,7 +324,7 @@ void CpuBackend::rotate_and_store(const LayerWeights& w, int64_t layer, std::spa
                      static_cast<int>(config_.head_dim),
                      1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
                      layer_cache(layer) + page * config_.kv_heads * head_stride, head_stride,
-                     static_cast<int>(row.position % cpu::kPageTokens)});
+                     static_cast<int>(row.position % cpu::kPageTokens), options_.kv_bits});
     }
   };
   if (rows.size() < 4) {
@@ -316,7 +339,7 @@ void CpuBackend::attend_single_rows(int64_t layer, std::span<const Row> rows) {
   const int64_t group = config_.group();
   const int64_t dim = config_.head_dim;
   const int64_t splits = WorkspaceShape(config_, plan_.limits).splits;
-  const int64_t head_elements = page_head_elements(config_);
+  const int64_t head_bytes = head_page_bytes();
   const int64_t qkv_stride = round_up(config_.qkv_size(), kBlockRows);
   const auto count = static_cast<int64_t>(rows.size());
   int64_t deepest = 0;
@@ -334,10 +357,10 @@ void CpuBackend::attend_single_rows(int64_t layer, std::span<const Row> rows) {
     const int64_t p = partial(i, h, s);
     kernels_.attention({qkv_ + i * qkv_stride + h * group * dim, qkv_stride, 1, static_cast<int>(group),
                         static_cast<int>(dim), row.position, s * kSplitKeys,
-                        std::min((s + 1) * kSplitKeys, row.position + 1),
-                        layer_cache(layer) + h * head_elements, config_.kv_heads * head_elements,
-                        row.pages.data(), partial_sums_ + p * dim, partial_maxima_ + p,
-                        partial_denominators_ + p});
+                        std::min((s + 1) * kSplitKeys, row.position + 1), layer_cache(layer) + h * head_bytes,
+                        config_.kv_heads * head_bytes, row.pages.data(), partial_sums_ + p * dim,
+                        partial_maxima_ + p, partial_denominators_ + p, options_.kv_bits, key_bias(layer, h),
+                        angles_.as<float>()});
   });
   for (int64_t i = 0; i < count; ++i) {
     const auto own_parts = static_cast<int>(rows[static_cast<size_t>(i)].position / kSplitKeys + 1);
@@ -354,7 +377,7 @@ void CpuBackend::attend_single_rows(int64_t layer, std::span<const Row> rows) {
 void CpuBackend::attend_chunk(int64_t layer, std::span<const Row> rows) {
   const int64_t group = config_.group();
   const int64_t dim = config_.head_dim;
-  const int64_t head_elements = page_head_elements(config_);
+  const int64_t head_bytes = head_page_bytes();
   const int64_t qkv_stride = round_up(config_.qkv_size(), kBlockRows);
   const auto count = static_cast<int64_t>(rows.size());
   const int64_t tile = std::max<int64_t>(1, cpu::kMaxAttentionRows / group);
@@ -369,8 +392,9 @@ void CpuBackend::attend_chunk(int64_t layer, std::span<const Row> rows) {
     const int64_t position = rows[static_cast<size_t>(first)].position;
     kernels_.attention({qkv_ + first * qkv_stride + h * group * dim, qkv_stride, static_cast<int>(tokens),
                         static_cast<int>(group), static_cast<int>(dim), position, 0, position + tokens,
-                        layer_cache(layer) + h * head_elements, config_.kv_heads * head_elements,
-                        rows[0].pages.data(), sums.data(), maxima.data(), denominators.data()});
+                        layer_cache(layer) + h * head_bytes, config_.kv_heads * head_bytes,
+                        rows[0].pages.data(), sums.data(), maxima.data(), denominators.data(),
+                        options_.kv_bits, key_bias(layer, h), angles_.as<float>()});
     for (int64_t r = 0; r < tokens * group; ++r) {
       float* out = attended_ + (first + r / group) * config_.q_size() + (h * group + r % group) * dim;
       kernels_.merge_attention(sums.data() + r * dim, 0, &maxima[static_cast<size_t>(r)],
@@ -393,11 +417,7 @@ void CpuBackend::head(std::span<const Row> rows) {
   }
   if (count == 0) return;
   // Logits are numbered in the order in which rows are run, so these lie one after the other.
-  const cpu::GemvArgs args{
-      weights_.head.data,      weights_.head.rows,           weights_.head.cols, normed_, stride,
-      static_cast<int>(count), logits_ + first * vocabulary, vocabulary,         false};
-  parallel_ranges(weights_.head.blocks(),
-                  [&](int64_t begin, int64_t end) { kernels_.gemv_bf16(args, begin, end); });
+  row_products_->run(weights_.head, normed_, stride, count, logits_ + first * vocabulary, vocabulary, false);
 }
 
 }  // namespace qwen2

@@ -2,20 +2,22 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "backend/backend.h"
 #include "base/memory.h"
 #include "kernels/cpu/dense.h"
 #include "kernels/cpu/kernels.h"
+#include "kernels/cpu/row_products.h"
 #include "model/weights.h"
 
 namespace qwen2 {
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(Qwen2Config config, const MemoryPlan& plan, const cpu::Kernels& kernels)
-      : config_(std::move(config)), plan_(plan), kernels_(kernels) {}
+  CpuBackend(Qwen2Config config, const MemoryPlan& plan, const cpu::Kernels& kernels, CpuOptions options)
+      : config_(std::move(config)), plan_(plan), kernels_(kernels), options_(std::move(options)) {}
   Status start(const Checkpoint& checkpoint);
 
   [[nodiscard]] const Qwen2Config& config() const override { return config_; }
@@ -40,7 +42,7 @@ class CpuBackend final : public Backend {
   void embed(std::span<const Row> rows);
   Status attention_block(const LayerWeights& w, int64_t layer, std::span<const Row> rows, Products products);
   Status mlp_block(const LayerWeights& w, int64_t count, Products products);
-  Status linear(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t count, Products products,
+  Status linear(const WeightMatrix& w, const float* x, int64_t x_stride, int64_t count, Products products,
                 float* y, int64_t y_stride, bool accumulate,
                 cpu::Rounding rounding = cpu::Rounding::kOneBf16);
   void normalise(const float* weight, int64_t count);
@@ -48,16 +50,23 @@ class CpuBackend final : public Backend {
   void attend_single_rows(int64_t layer, std::span<const Row> rows);
   void attend_chunk(int64_t layer, std::span<const Row> rows);
   void head(std::span<const Row> rows);
-  [[nodiscard]] uint16_t* layer_cache(int64_t layer) const;
+  Status separate_key_bias();
+  [[nodiscard]] int64_t head_page_bytes() const;
+  [[nodiscard]] std::byte* layer_cache(int64_t layer) const;
+  [[nodiscard]] const cpu::KeyBias* key_bias(int64_t layer, int64_t head) const;
 
   Qwen2Config config_;
   MemoryPlan plan_;
   const cpu::Kernels& kernels_;
+  CpuOptions options_;
   Qwen2Weights weights_;
   std::unique_ptr<cpu::Dense> dense_;
+  std::optional<cpu::RowProducts> row_products_;
   std::vector<int64_t> logits_order_;
   std::vector<double> inverse_frequencies_;  // [head_dim / 2]
 
+  std::vector<std::vector<cpu::KeyBias>> key_bias_;  // [layers][kv_heads]; empty: all of it is in the keys
+  LargeBuffer angles_;                               // see AttentionArgs; empty without key_bias_
   LargeBuffer kv_pool_;  // [layers][pages][kv_heads] of one page's K and V, see AttentionArgs
   LargeBuffer workspace_;
   // Parts of the workspace; [rows] is the largest group of rows.

@@ -2,13 +2,15 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/error.h"
-#include "tensor/packed_matrix.h"
+#include "tensor/quantized_matrix.h"
 
 namespace qwen2 {
 
@@ -24,13 +26,27 @@ class Checkpoint {
   // The text of generation_config.json, empty when there is none.
   [[nodiscard]] virtual std::string generation_config_json() const = 0;
   [[nodiscard]] virtual bool has(std::string_view name) const = 0;
-  // Converts the tensor `name` of shape [rows, target.cols] into rows [first_row, first_row + rows) of
-  // `target`.
-  virtual Status load_matrix(std::string_view name, int64_t rows, const PackedMatrix& target,
-                             int64_t first_row) const = 0;
   // Converts the tensor `name` of shape [size] to float.
   virtual Status load_vector(std::string_view name, int64_t size, float* out) const = 0;
+  // How the matrix `name` is stored: nothing when in 16 or 32 bits. A missing tensor, another shape than
+  // [rows, cols] or an unsupported type is an error.
+  [[nodiscard]] virtual Result<std::optional<QuantizedFormat>> matrix_format(std::string_view name,
+                                                                             int64_t rows,
+                                                                             int64_t cols) const = 0;
+  // Hands every row of a matrix of 16 or 32 bits to `sink` as floats [cols]. Rows come from several threads,
+  // 64 neighbours (from a multiple of 64) from one.
+  using RowSink = std::function<void(int64_t row, const float* values)>;
+  virtual Status read_matrix(std::string_view name, int64_t rows, int64_t cols,
+                             const RowSink& sink) const = 0;
+  // Copies a quantised matrix [rows, target.cols] into rows [first_row, first_row + rows) of `target`, whose
+  // format is what matrix_format() says. Fills the permutation too. `first_row` is a multiple of 64.
+  virtual Status load_quantized(std::string_view name, int64_t rows, const QuantizedMatrix& target,
+                                int64_t first_row) const;
 };
+
+// read_matrix() for a matrix in any form: quantised ones are expanded.
+Status read_expanded(const Checkpoint& checkpoint, std::string_view name, int64_t rows, int64_t cols,
+                     const Checkpoint::RowSink& sink);
 
 // A folder with config.json and model.safetensors, or shards with model.safetensors.index.json.
 Result<std::unique_ptr<Checkpoint>> open_hf_folder(const std::filesystem::path& folder);

@@ -42,15 +42,24 @@ class HfFolder final : public Checkpoint {
   std::string generation_config_json() const override { return generation_config_; }
   bool has(std::string_view name) const override { return tensors_.contains(name); }
 
-  Status load_matrix(std::string_view name, int64_t rows, const PackedMatrix& target,
-                     int64_t first_row) const override {
-    QWEN2_TRY(const Tensor* tensor, find(name, {rows, target.cols}));
-    const size_t row_bytes = static_cast<size_t>(target.cols) * dtype_bytes(tensor->dtype);
-    // Whole blocks of rows a thread, so that no two threads write the same cache lines.
-#pragma omp parallel for schedule(static, kBlockRows)
-    for (int64_t row = 0; row < rows; ++row) {
-      target.set_row(first_row + row, tensor->bytes.data() + static_cast<size_t>(row) * row_bytes,
-                     tensor->dtype);
+  Result<std::optional<QuantizedFormat>> matrix_format(std::string_view name, int64_t rows,
+                                                       int64_t cols) const override {
+    QWEN2_TRY([[maybe_unused]] const Tensor* tensor, find(name, {rows, cols}));
+    return std::nullopt;
+  }
+
+  Status read_matrix(std::string_view name, int64_t rows, int64_t cols, const RowSink& sink) const override {
+    QWEN2_TRY(const Tensor* tensor, find(name, {rows, cols}));
+    const size_t row_bytes = static_cast<size_t>(cols) * dtype_bytes(tensor->dtype);
+#pragma omp parallel
+    {
+      std::vector<float> values(static_cast<size_t>(cols));
+#pragma omp for schedule(static, kBlockRows)
+      for (int64_t row = 0; row < rows; ++row) {
+        to_floats(tensor->bytes.data() + static_cast<size_t>(row) * row_bytes, tensor->dtype, cols,
+                  values.data());
+        sink(row, values.data());
+      }
     }
     tensor->file->release(tensor->bytes);
     return {};
@@ -58,15 +67,7 @@ class HfFolder final : public Checkpoint {
 
   Status load_vector(std::string_view name, int64_t size, float* out) const override {
     QWEN2_TRY(const Tensor* tensor, find(name, {size}));
-    const size_t step = dtype_bytes(tensor->dtype);
-    for (int64_t i = 0; i < size; ++i) {
-      const std::byte* source = tensor->bytes.data() + static_cast<size_t>(i) * step;
-      uint16_t half = 0;
-      std::memcpy(&half, source, 2);
-      if (tensor->dtype == DType::kF32) std::memcpy(out + i, source, 4);
-      if (tensor->dtype == DType::kF16) out[i] = f16_to_float(half);
-      if (tensor->dtype == DType::kBF16) out[i] = bf16_to_float(half);
-    }
+    to_floats(tensor->bytes.data(), tensor->dtype, size, out);
     return {};
   }
 

@@ -55,17 +55,24 @@ class Synthetic final : public Checkpoint {
 
   bool has(std::string_view name) const override { return name != "lm_head.weight" || !shape_.tied; }
 
-  Status load_matrix(std::string_view name, int64_t rows, const PackedMatrix& target,
-                     int64_t first_row) const override {
+  Result<std::optional<QuantizedFormat>> matrix_format(std::string_view /*name*/, int64_t /*rows*/,
+                                                       int64_t /*cols*/) const override {
+    return std::nullopt;
+  }
+
+  Status read_matrix(std::string_view name, int64_t rows, int64_t cols, const RowSink& sink) const override {
     const uint64_t stream = hash(name, seed_);
-    const auto quads = static_cast<uint64_t>(target.cols) / 4;
-#pragma omp parallel for schedule(static, kBlockRows)
-    for (int64_t row = 0; row < rows; ++row) {
-      std::array<float, 4> values{};
-      for (uint64_t quad = 0; quad < quads; ++quad) {
-        const uint64_t bits = mix(stream + static_cast<uint64_t>(row) * quads + quad);
-        for (size_t i = 0; i < 4; ++i) values[i] = uniform(bits >> (16 * i));
-        target.set_quad(first_row + row, static_cast<int64_t>(quad * 4), values);
+    const auto quads = static_cast<uint64_t>(cols) / 4;
+#pragma omp parallel
+    {
+      std::vector<float> values(static_cast<size_t>(cols));
+#pragma omp for schedule(static, kBlockRows)
+      for (int64_t row = 0; row < rows; ++row) {
+        for (uint64_t quad = 0; quad < quads; ++quad) {
+          const uint64_t bits = mix(stream + static_cast<uint64_t>(row) * quads + quad);
+          for (size_t i = 0; i < 4; ++i) values[quad * 4 + i] = uniform(bits >> (16 * i));
+        }
+        sink(row, values.data());
       }
     }
     return {};

@@ -157,7 +157,10 @@ Status bench_engine(BenchEngineFlags& flags) {
                                     {"batch", flags.batch},
                                     {"runs", flags.runs},
                                     {"backend", backend.describe()},
-                                    {"prefill_chunk", plan.limits.prefill_chunk}};
+                                    {"prefill_chunk", plan.limits.prefill_chunk},
+                                    {"precision", flags.model.precision},
+                                    {"head_precision", flags.model.head_precision},
+                                    {"group_size", flags.model.group_size}};
   root["prefill_tokens_per_second"] = to_json(spread(prefill));
   root["decode_tokens_per_second"] = to_json(decoded);
   root["bytes_per_decode_step"] = bytes;

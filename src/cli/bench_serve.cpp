@@ -34,7 +34,8 @@ std::vector<std::string> serve_arguments(const BenchServeFlags& flags) {
                                      "--max-queue-requests",
                                      std::to_string(flags.max_queue_requests)};
   for (const char* name : {"--model", "--tokenizer", "--device", "--memory-budget", "--max-model-len",
-                           "--max-num-seqs", "--prefill-chunk", "--max-batch-tokens", "--isa"}) {
+                           "--max-num-seqs", "--prefill-chunk", "--max-batch-tokens", "--isa", "--precision",
+                           "--head-precision", "--group-size"}) {
     if (flags.command->count(name) == 0) continue;
     arguments.emplace_back(name);
     arguments.push_back(flags.command->get_option(name)->as<std::string>());

@@ -20,8 +20,13 @@ struct ModelFlags {
   std::string tokenizer;  // folder; empty: the model's own
   std::string device = "auto";
   std::string memory_budget;
+  std::string precision = "auto";
+  std::string head_precision;
+  int64_t group_size = 128;
   Limits limits;
-  CpuOptions cpu;
+  std::string isa = "auto";
+  std::string kv = "fp16";
+  std::string key_bias = "scores";
 
   void add_to(CLI::App& app);
 };
@@ -33,6 +38,9 @@ struct OpenModel {
   ChatTemplate chat;
   std::string generation_config;
 };
+
+// The backend's options with the precisions parsed.
+Result<CpuOptions> cpu_options_of(const ModelFlags& flags);
 
 // The limits with the memory budget's text parsed.
 Result<Limits> limits_of(const ModelFlags& flags);

@@ -40,7 +40,25 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("--prefill-chunk", limits.prefill_chunk, "Prompt tokens of one forward pass");
   app.add_option("--max-batch-tokens", limits.max_batch_tokens,
                  "Tokens of one step (default: one chunk and every decode)");
-  app.add_option("--isa", cpu.isa, "Cap on the instruction set: auto, baseline, avx2, avx512");
+  app.add_option("--precision", precision,
+                 "Of the weights: auto (as the model has them), bf16, int8 or int4 (rounded when loaded)");
+  app.add_option("--head-precision", head_precision,
+                 "Of embedding and head (default: as --precision, but int8 with int4)");
+  app.add_option("--group-size", group_size, "Weights that share a scale: 16, 32, 64 or 128");
+  app.add_option("--kv", kv, "Type of the KV cache: fp16 or int8")->check(CLI::IsMember({"fp16", "int8"}));
+  app.add_option("--key-bias", key_bias,
+                 "Where large key biases are added: scores (in float) or keys (in the cache)")
+      ->check(CLI::IsMember({"scores", "keys"}));
+  app.add_option("--isa", isa, "Cap on the instruction set: auto, baseline, avx2, avx512");
+}
+
+Result<CpuOptions> cpu_options_of(const ModelFlags& flags) {
+  CpuOptions options;
+  options.isa = flags.isa;
+  options.kv_bits = flags.kv == "int8" ? 8 : 16;
+  options.key_bias = flags.key_bias == "keys" ? KeyBiasPlace::kKeys : KeyBiasPlace::kScores;
+  QWEN2_TRY(options.precision, Precision::parse(flags.precision, flags.head_precision, flags.group_size));
+  return options;
 }
 
 Result<Limits> limits_of(const ModelFlags& flags) {
@@ -83,7 +101,8 @@ Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
   }
   open.generation_config = checkpoint->generation_config_json();
   QWEN2_TRY(const Limits limits, limits_of(flags));
-  QWEN2_TRY(open.backend, create_cpu_backend(*checkpoint, limits, flags.cpu));
+  QWEN2_TRY(const CpuOptions options, cpu_options_of(flags));
+  QWEN2_TRY(open.backend, create_cpu_backend(*checkpoint, limits, options));
   return open;
 }
 

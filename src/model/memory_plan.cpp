@@ -53,7 +53,7 @@ Result<MemoryPlan> plan_memory(const Qwen2Config& config, const Limits& limits, 
   plan.weights = costs.weights;
   plan.workspace = costs.workspace;
   plan.runtime = costs.runtime;
-  plan.kv_bytes_per_token = config.kv_bytes_per_token();
+  plan.kv_bytes_per_token = costs.page_bytes / costs.page_tokens;
   plan.budget = limits.memory_budget > 0 ? limits.memory_budget : available_memory_bytes();
 
   const int64_t pages_each = (plan.limits.max_model_len + costs.page_tokens - 1) / costs.page_tokens;

@@ -29,10 +29,6 @@ struct Qwen2Config {
   [[nodiscard]] int64_t kv_size() const { return kv_heads * head_dim; }
   [[nodiscard]] int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
   [[nodiscard]] int64_t group() const { return heads / kv_heads; }
-  // Bytes of K and V of one token in all layers, at `element_bytes` each.
-  [[nodiscard]] int64_t kv_bytes_per_token(int64_t element_bytes = 2) const {
-    return 2 * layers * kv_size() * element_bytes;
-  }
 };
 
 // Checks every field that is used; what the program does not implement (another architecture, RoPE scaling,

@@ -1,39 +1,56 @@
-// The weights of a Qwen2 model in the CPU's form: matrices packed bf16, vectors float, all in one buffer.
+// The weights of a Qwen2 model in the CPU's form: matrices packed, bf16 or quantised, vectors float, all in
+// one buffer.
 #pragma once
 
 #include <vector>
 
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
+#include "kernels/cpu/kernels.h"
 #include "model/qwen2_config.h"
-#include "tensor/packed_matrix.h"
+#include "tensor/weight_matrix.h"
 
 namespace qwen2 {
 
+// How matrices are kept. Bits: 16 is bf16, 0 is what the checkpoint has (bf16 for its 16 and 32 bits); 8 and
+// 4 are quantised when loaded: symmetric, to the nearest code, with the scale of each group chosen for the
+// least squared error.
+struct Precision {
+  int bits = 0;
+  int head_bits = 0;    // embedding and head: a scale for each row at 8 bits
+  int64_t group = 128;  // of what is quantised when loaded
+
+  // "auto", "bf16", "int8" or "int4"; an empty head follows the rest, but at 8 bits where the rest has 4.
+  static Result<Precision> parse(std::string_view weights, std::string_view head, int64_t group);
+};
+
 struct LayerWeights {
   float* input_norm = nullptr;           // [hidden]
-  PackedMatrix qkv;                      // [q + 2 kv, hidden]: query, key and value rows
+  WeightMatrix qkv;                      // [q + 2 kv, hidden]: query, key and value rows
   float* qkv_bias = nullptr;             // [q + 2 kv]
-  PackedMatrix attention_output;         // [hidden, q]
+  WeightMatrix attention_output;         // [hidden, q]
   float* post_attention_norm = nullptr;  // [hidden]
-  PackedMatrix gate_up;                  // [2 intermediate, hidden]: gate rows, then up rows
-  PackedMatrix down;                     // [hidden, intermediate]
+  WeightMatrix gate_up;                  // [2 intermediate, hidden]: gate rows, then up rows
+  WeightMatrix down;                     // [hidden, intermediate]
 };
 
 struct Qwen2Weights {
-  PackedMatrix embedding;  // [vocab, hidden]
+  WeightMatrix embedding;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
   float* final_norm = nullptr;  // [hidden]
-  PackedMatrix head;            // [vocab, hidden]; the embedding when tied
+  WeightMatrix head;            // [vocab, hidden]; the embedding when tied
   LargeBuffer storage;
 
   // Bytes that one decode step of batch 1 reads: every matrix once, without the embedding's lookup.
   [[nodiscard]] size_t bytes_per_decode_step() const;
 };
 
-size_t weight_bytes(const Qwen2Config& config);
+// Bytes of all weights, once loaded. Asks the checkpoint how it stores each matrix, and reads nothing.
+Result<size_t> weight_bytes(const Checkpoint& checkpoint, const Qwen2Config& config,
+                            const Precision& precision);
 
-// Converts every tensor of `checkpoint`; a missing or misshapen one is an error that names it.
-Result<Qwen2Weights> load_weights(const Checkpoint& checkpoint, const Qwen2Config& config);
+// Loads every tensor of `checkpoint`; a missing or misshapen one is an error that names it.
+Result<Qwen2Weights> load_weights(const Checkpoint& checkpoint, const Qwen2Config& config,
+                                  const Precision& precision, const cpu::Kernels& kernels);
 
 }  // namespace qwen2

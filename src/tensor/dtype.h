@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string_view>
 
 namespace qwen2 {
@@ -60,6 +61,19 @@ inline uint16_t float_to_f16(float value) {
   }
   const uint32_t rounded = magnitude + 0xfffU + ((magnitude >> 13) & 1U);
   return static_cast<uint16_t>(sign | ((rounded - 0x38000000U) >> 13));
+}
+
+// `count` elements of `type` as floats; `source` need not be aligned.
+inline void to_floats(const std::byte* source, DType type, int64_t count, float* out) {
+  if (type == DType::kF32) {
+    std::memcpy(out, source, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t half = 0;
+    std::memcpy(&half, source + 2 * i, sizeof half);
+    out[i] = type == DType::kF16 ? f16_to_float(half) : bf16_to_float(half);
+  }
 }
 
 }  // namespace qwen2

@@ -7,7 +7,6 @@
 // Padding (rows to 64, cols to 32) is zero.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -37,14 +36,8 @@ struct PackedMatrix {
     return static_cast<size_t>(round_up(rows, kBlockRows) * round_up(cols, kBlockCols)) * 2;
   }
 
-  // Writes row `row` from `cols` elements of `type`, converted to bf16 (round to nearest even).
-  void set_row(int64_t row, const std::byte* source, DType type) const;
-  // Writes four neighbouring elements from `col`, a multiple of 4.
-  void set_quad(int64_t row, int64_t col, const std::array<float, 4>& values) const {
-    uint16_t* target = row_start(row) + col * kBlockRows;
-    for (int64_t i = 0; i < 4; ++i)
-      target[i / 2 * 2 * kBlockRows + i % 2] = float_to_bf16(values[static_cast<size_t>(i)]);
-  }
+  // Writes row `row` from `values` [cols], rounded to bf16 (to nearest, ties to even).
+  void set_row(int64_t row, const float* values) const;
   // Reads row `row` into `out` [cols].
   void get_row(int64_t row, float* out) const;
 

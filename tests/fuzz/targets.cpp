@@ -29,8 +29,7 @@ void safetensors(std::string_view bytes) {
 void config(std::string_view bytes) {
   const auto parsed = parse_qwen2_config(bytes, bytes);
   if (!parsed) return require(!parsed.error().message.empty());
-  require(parsed->heads > 0 && parsed->kv_heads > 0 && parsed->head_dim > 0 &&
-          parsed->kv_bytes_per_token() > 0);
+  require(parsed->heads > 0 && parsed->kv_heads > 0 && parsed->head_dim > 0 && parsed->qkv_size() > 0);
 }
 
 void tokenizer(std::string_view bytes) {

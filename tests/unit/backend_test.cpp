@@ -25,7 +25,7 @@ constexpr double kBound = 1e-2;
 std::unique_ptr<Backend> open_backend(const fs::path& model, const std::string& isa, Limits limits = {}) {
   auto checkpoint = open_checkpoint(model.string());
   EXPECT_TRUE(checkpoint) << checkpoint.error().message;
-  auto backend = create_cpu_backend(**checkpoint, limits, {isa});
+  auto backend = create_cpu_backend(**checkpoint, limits, {.isa = isa});
   EXPECT_TRUE(backend) << backend.error().message;
   return std::move(*backend);
 }
@@ -108,6 +108,119 @@ TEST_P(GoldenTest, MatchesTransformers) {
   EXPECT_GT(compared, 64) << "too few steps have a margin to say anything";
 }
 
+// The family's numeric traps (tests/golden/README.md), in every precision and type of the KV cache.
+struct TrapParam {
+  std::string model;
+  std::string isa;
+  std::string precision;
+  int kv_bits = 16;
+};
+
+class TrapTest : public testing::TestWithParam<TrapParam> {};
+
+std::vector<TrapParam> trap_params() {
+  std::vector<TrapParam> params;
+  for (const char* model : {"trap_keys", "trap_swiglu", "trap_residual", "trap_all"}) {
+    for (const char* isa : {"baseline", "avx2", "avx512"}) {
+      for (const char* precision : {"bf16", "int8", "int4"}) {
+        for (const int kv_bits : {16, 8}) params.push_back({model, isa, precision, kv_bits});
+      }
+    }
+  }
+  return params;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, TrapTest, testing::ValuesIn(trap_params()), [](const auto& param) {
+  const TrapParam& p = param.param;
+  return fmt::format("{}_{}_{}_kv{}", p.model, p.isa, p.precision, p.kv_bits);
+});
+
+std::unique_ptr<Backend> open_trap(const TrapParam& p, KeyBiasPlace key_bias) {
+  CpuOptions options{.isa = p.isa, .kv_bits = p.kv_bits, .key_bias = key_bias};
+  options.precision = *Precision::parse(p.precision, "", 128);
+  const auto checkpoint = open_checkpoint((test::golden_folder() / p.model).string());
+  EXPECT_TRUE(checkpoint) << checkpoint.error().message;
+  auto backend = create_cpu_backend(**checkpoint, {}, options);
+  EXPECT_TRUE(backend) << backend.error().message;
+  return std::move(*backend);
+}
+
+// The largest difference, relative to the largest expected logit; infinite where a logit is not finite.
+double difference(const std::vector<float>& logits, const std::vector<float>& expected) {
+  double largest = 0;
+  double worst = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (!std::isfinite(logits[i])) return INFINITY;
+    largest = std::max(largest, std::abs(double{expected[i]}));
+    worst = std::max(worst, std::abs(double{logits[i]} - expected[i]));
+  }
+  return worst / largest;
+}
+
+struct TrapCase {
+  std::vector<TokenId> prompt;
+  std::vector<float> logits;
+};
+
+std::vector<TrapCase> trap_cases(const fs::path& folder, const json::value& golden) {
+  std::vector<TrapCase> cases;
+  for (const json::value& item : golden.at("cases").as_array()) {
+    const auto raw = read_text_file(folder / json::value_to<std::string>(item.at("logits_file")));
+    TrapCase& own = cases.emplace_back(json::value_to<std::vector<TokenId>>(item.at("prompt")),
+                                       std::vector<float>(raw->size() / sizeof(float)));
+    std::memcpy(own.logits.data(), raw->data(), raw->size());
+  }
+  return cases;
+}
+
+double worst_difference(Backend& backend, const std::vector<TrapCase>& cases) {
+  double worst = 0;
+  for (const TrapCase& c : cases)
+    worst = std::max(worst, difference(run(backend, c.prompt, 0, page_table(backend)), c.logits));
+  return worst;
+}
+
+// The better of Transformers' two ways to attend in bf16, by its worst case.
+double transformers_in_bf16(const json::value& golden) {
+  double best = INFINITY;
+  for (const char* mode : {"bf16_eager", "bf16_sdpa"}) {
+    double worst = 0;
+    for (const json::value& error : golden.at("transformers_errors").at(mode).as_array())
+      worst = std::max(worst, error.is_null() ? INFINITY : error.to_number<double>());
+    best = std::min(best, worst);
+  }
+  return best;
+}
+
+TEST_P(TrapTest, StaysCloseWhereOthersOverflow) {
+  const TrapParam& p = GetParam();
+  if (cpu::parse_isa(p.isa) > cpu::detect_isa()) GTEST_SKIP() << "this processor has no " << p.isa;
+  const fs::path folder = test::golden_folder() / p.model;
+  const json::value golden = json::parse(*read_text_file(folder / "golden.json"));
+  std::vector<TrapCase> cases = trap_cases(folder, golden);
+  const auto backend = open_trap(p, KeyBiasPlace::kScores);
+  if (p.precision != "bf16") {
+    // Rounding such weights makes another model: its logits are what the slowest kernels say.
+    const auto plain = open_trap({p.model, "baseline", p.precision, 16}, KeyBiasPlace::kScores);
+    for (TrapCase& c : cases) c.logits = run(*plain, c.prompt, 0, page_table(*plain));
+  }
+  const double error = worst_difference(*backend, cases);
+  RecordProperty("error", fmt::format("{:.4f}", error));
+  EXPECT_LE(error, p.kv_bits == 16 && p.precision == "bf16" ? transformers_in_bf16(golden) : 0.1);
+}
+
+// With the whole bias in the keys, a scale of eight bits has nothing left for the tokens.
+TEST(KeyBias, OutsideOfTheKeysIsWhatMakesEightBitsEnough) {
+  const TrapParam p{"trap_keys", "auto", "bf16", 8};
+  const fs::path folder = test::golden_folder() / p.model;
+  const auto cases = trap_cases(folder, json::parse(*read_text_file(folder / "golden.json")));
+  const double with = worst_difference(*open_trap(p, KeyBiasPlace::kScores), cases);
+  const double without = worst_difference(*open_trap(p, KeyBiasPlace::kKeys), cases);
+  EXPECT_LT(with, 0.05);
+  EXPECT_GT(without, 5 * with);
+  RecordProperty("errors", fmt::format("{:.4f} {:.4f}", with, without));
+}
+
 class BackendTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
@@ -176,17 +289,17 @@ TEST(MemoryPlan, RefusesWhatDoesNotFitAndSaysWhatWould) {
   Limits limits;
   limits.memory_budget = uint64_t{210} << 20;
   limits.max_model_len = 4096;
-  const auto refused = plan_cpu_backend(*config, limits, {});
+  const auto refused = plan_cpu_backend(**checkpoint, *config, limits, {});
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().kind, ErrorKind::kOutOfMemory);
   const size_t at = refused.error().message.find("--max-model-len ");
   ASSERT_NE(at, std::string::npos) << refused.error().message;
   limits.max_model_len = std::stoll(refused.error().message.substr(at + 16));
-  const auto accepted = plan_cpu_backend(*config, limits, {});
+  const auto accepted = plan_cpu_backend(**checkpoint, *config, limits, {});
   ASSERT_TRUE(accepted) << accepted.error().message;
   EXPECT_LE(accepted->total(), limits.memory_budget);
   limits.max_model_len = 5000;
-  EXPECT_FALSE(plan_cpu_backend(*config, limits, {}));
+  EXPECT_FALSE(plan_cpu_backend(**checkpoint, *config, limits, {}));
 }
 
 }  // namespace

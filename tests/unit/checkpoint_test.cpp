@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "backend/backend.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors.h"
 #include "model/qwen2_config.h"
@@ -163,7 +164,7 @@ class DamagedFolder : public testing::Test {
     const auto config =
         parse_qwen2_config((*checkpoint)->config_json(), (*checkpoint)->generation_config_json());
     if (!config) return config.error().message;
-    const auto weights = load_weights(**checkpoint, *config);
+    const auto weights = load_weights(**checkpoint, *config, {}, cpu::kernels_for(cpu::Isa::kBaseline));
     return weights ? "" : weights.error().message;
   }
   void replace(const char* file, const std::string& from, const std::string& to) const {
@@ -223,9 +224,10 @@ TEST(Synthetic, HasThePublishedShape) {
   const auto config =
       parse_qwen2_config((*checkpoint)->config_json(), (*checkpoint)->generation_config_json());
   ASSERT_TRUE(config) << config.error().message;
-  EXPECT_EQ(config->kv_bytes_per_token(), 28672);
+  EXPECT_EQ(plan_cpu_backend(**checkpoint, *config, {}, {})->kv_bytes_per_token, 28672);
+  EXPECT_EQ(plan_cpu_backend(**checkpoint, *config, {}, {.kv_bits = 8})->kv_bytes_per_token, 14560);
   // 1.544 B parameters in 16 bits, and the packing's padding.
-  EXPECT_NEAR(static_cast<double>(weight_bytes(*config)), 3.087e9, 0.002e9);
+  EXPECT_NEAR(static_cast<double>(*weight_bytes(**checkpoint, *config, {})), 3.087e9, 0.002e9);
   EXPECT_FALSE(open_checkpoint("synthetic:gpt-5"));
   EXPECT_FALSE(open_checkpoint("/nowhere"));
 }

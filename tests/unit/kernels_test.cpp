@@ -38,7 +38,7 @@ struct OwnedMatrix {
     view = {storage.data(), rows, cols};
     for (int64_t row = 0; row < rows; ++row) {
       const auto values = normal(static_cast<size_t>(cols));
-      view.set_row(row, reinterpret_cast<const std::byte*>(values.data()), DType::kF32);
+      view.set_row(row, values.data());
     }
   }
 };
@@ -120,8 +120,8 @@ TEST_P(KernelTest, DenseMatchesReference) {
         const int64_t y_rows = round_up(m, 16);
         const auto x = normal(static_cast<size_t>(m * x_stride));
         std::vector<float> y(static_cast<size_t>(y_rows * y_stride), 0.5F);
-        const Status status =
-            (*dense)->run(w.view, x.data(), x_stride, m, y.data(), y_stride, true, rounding);
+        const Status status = (*dense)->run(WeightMatrix::of(w.view), x.data(), x_stride, m, y.data(),
+                                            y_stride, true, rounding);
         ASSERT_TRUE(status) << status.error().message;
         // One bf16 term rounds each activation by at most 2^-9.
         const bool exact = GetParam() != Isa::kAvx512 || rounding == Rounding::kTwoBf16;
@@ -162,6 +162,8 @@ struct Cache {
       }
     }
   }
+  [[nodiscard]] const std::byte* bytes() const { return reinterpret_cast<const std::byte*>(memory.data()); }
+  [[nodiscard]] int64_t page_bytes() const { return kv_page_bytes(16, dim); }
   [[nodiscard]] int64_t page_elements() const { return int64_t{2} * kPageTokens * dim; }
   static std::vector<float> rounded(std::vector<float> x) {
     for (float& value : x) value = f16_to_float(float_to_f16(value));
@@ -182,8 +184,8 @@ TEST_P(KernelTest, AttentionMatchesReference) {
       const int rows = tokens * group;
       std::vector<float> sums(static_cast<size_t>(rows * dim));
       std::vector<float> maxima(static_cast<size_t>(rows)), denominators(maxima);
-      kernels().attention({q.data(), q_stride, tokens, group, dim, first, 0, length, cache.memory.data(),
-                           cache.page_elements(), cache.pages.data(), sums.data(), maxima.data(),
+      kernels().attention({q.data(), q_stride, tokens, group, dim, first, 0, length, cache.bytes(),
+                           cache.page_bytes(), cache.pages.data(), sums.data(), maxima.data(),
                            denominators.data()});
       for (int r = 0; r < rows; ++r) {
         std::vector<float> out(static_cast<size_t>(dim));
@@ -210,7 +212,7 @@ TEST_P(KernelTest, AttentionPartsMerge) {
   std::vector<float> maxima(static_cast<size_t>(parts * kGroup)), denominators(maxima);
   for (int p = 0; p < parts; ++p) {
     kernels().attention({q.data(), kGroup * kDim, 1, kGroup, kDim, length - 1, p * split,
-                         std::min((p + 1) * split, length), cache.memory.data(), cache.page_elements(),
+                         std::min((p + 1) * split, length), cache.bytes(), cache.page_bytes(),
                          cache.pages.data(), sums.data() + p * kGroup * kDim, maxima.data() + p * kGroup,
                          denominators.data() + p * kGroup});
   }
@@ -241,7 +243,7 @@ TEST_P(KernelTest, AttentionSurvivesHugeScores) {
   std::vector<float> sums(kDim), out(kDim);
   float maximum = 0;
   float denominator = 0;
-  kernels().attention({q.data(), kDim, 1, 1, kDim, 39, 0, 40, cache.memory.data(), cache.page_elements(),
+  kernels().attention({q.data(), kDim, 1, 1, kDim, 39, 0, 40, cache.bytes(), cache.page_bytes(),
                        cache.pages.data(), sums.data(), &maximum, &denominator});
   kernels().merge_attention(sums.data(), 0, &maximum, &denominator, 0, 1, kDim, out.data());
   // Scores near 1e5 carry an absolute rounding error near 1e-2 in float.
@@ -268,7 +270,7 @@ TEST_P(KernelTest, RopeRotatesAndStores) {
     const int64_t head_stride = int64_t{2} * kPageTokens * dim;
     std::vector<uint16_t> page(static_cast<size_t>(kv_heads * head_stride));
     kernels().rope({qkv.data(), bias.data(), cosines.data(), sines.data(), q_heads, kv_heads, dim, 0.125F,
-                    page.data(), head_stride, slot});
+                    reinterpret_cast<std::byte*>(page.data()), kv_page_bytes(16, dim), slot});
     for (int h = 0; h < q_heads; ++h) {
       auto expected = reference::rope(sum.data() + h * dim, position, kTheta, dim);
       for (double& value : expected) value *= 0.125;
@@ -297,10 +299,66 @@ TEST_P(KernelTest, RopeSaturatesInsteadOfOverflowing) {
   qkv[2 * kDim + 1] = -1e6F;
   const std::vector<float> bias(3 * kDim), cosines(kDim / 2, 1.0F), sines(kDim / 2);
   std::vector<uint16_t> page(size_t{2} * kPageTokens * kDim);
-  kernels().rope({qkv.data(), bias.data(), cosines.data(), sines.data(), 1, 1, kDim, 1.0F, page.data(),
-                  int64_t{2} * kPageTokens * kDim, 0});
+  kernels().rope({qkv.data(), bias.data(), cosines.data(), sines.data(), 1, 1, kDim, 1.0F,
+                  reinterpret_cast<std::byte*>(page.data()), kv_page_bytes(16, kDim), 0});
   EXPECT_EQ(f16_to_float(page[0]), 65504.0F);
   EXPECT_EQ(f16_to_float(page[size_t{kDim} * kPageTokens + 1]), -65504.0F);
+}
+
+// 8-bit keys and values, and a large part of the key bias outside of the keys, as one token after the other
+// is stored.
+TEST_P(KernelTest, EightBitCacheAndKeyBiasMatchReference) {
+  constexpr double kTheta = 1e6;
+  for (const int dim : {64, 128}) {
+    const int half = dim / 2;
+    const int64_t length = uniform(1, 100);
+    const int64_t page_bytes = kv_page_bytes(8, dim);
+    const auto pages = static_cast<size_t>((length + kPageTokens - 1) / kPageTokens);
+    std::vector<std::byte> cache(pages * static_cast<size_t>(page_bytes));
+    std::vector<uint32_t> table(pages);
+    std::iota(table.begin(), table.end(), 0U);
+    std::vector<float> angles(pages * static_cast<size_t>(kPageTokens * dim));
+    KeyBias bias;
+    bias.pairs = static_cast<int>(uniform(1, kMaxBiasPairs));
+    std::vector<float> key_bias(static_cast<size_t>(dim));
+    for (int j = 0; j < bias.pairs; ++j) {
+      bias.index[j] = half - 1 - j;
+      key_bias[static_cast<size_t>(half - 1 - j)] = bias.first[j] = normal(1)[0] * 300.0F;
+      key_bias[static_cast<size_t>(dim - 1 - j)] = bias.second[j] = normal(1)[0] * 300.0F;
+    }
+    std::vector<std::vector<float>> keys, values;
+    for (int64_t t = 0; t < length; ++t) {
+      std::vector<float> qkv = normal(static_cast<size_t>(3 * dim));
+      std::vector<float> whole_key(qkv.begin() + dim, qkv.begin() + 2 * dim);
+      for (size_t d = 0; d < whole_key.size(); ++d) whole_key[d] += key_bias[d];
+      const auto rotated = reference::rope(whole_key.data(), t, kTheta, dim);
+      keys.emplace_back(rotated.begin(), rotated.end());
+      values.emplace_back(qkv.begin() + 2 * dim, qkv.end());
+      std::vector<float> cosines, sines;
+      for (int i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(t) * std::pow(kTheta, -2.0 * i / dim);
+        cosines.push_back(static_cast<float>(std::cos(angle)));
+        sines.push_back(static_cast<float>(std::sin(angle)));
+        float* row = angles.data() + t / kPageTokens * kPageTokens * dim + int64_t{i} * 2 * kPageTokens +
+                     t % kPageTokens;
+        row[0] = cosines.back();
+        row[kPageTokens] = sines.back();
+      }
+      const std::vector<float> zeros(qkv.size());
+      kernels().rope({qkv.data(), zeros.data(), cosines.data(), sines.data(), 1, 1, dim, 1.0F,
+                      cache.data() + t / kPageTokens * page_bytes, page_bytes,
+                      static_cast<int>(t % kPageTokens), 8});
+    }
+    const auto q = normal(static_cast<size_t>(dim), 1.0F / std::sqrt(static_cast<float>(dim)));
+    std::vector<float> sums(static_cast<size_t>(dim)), out(sums);
+    float maximum = 0;
+    float denominator = 0;
+    kernels().attention({q.data(), dim, 1, 1, dim, length - 1, 0, length, cache.data(), page_bytes,
+                         table.data(), sums.data(), &maximum, &denominator, 8, &bias, angles.data()});
+    kernels().merge_attention(sums.data(), 0, &maximum, &denominator, 0, 1, dim, out.data());
+    // A key's codes are within 1/254 of its largest element, about 3; so is a value's.
+    EXPECT_LT(relative_error(out, reference::attention(q.data(), keys, values, length)), 0.05) << dim;
+  }
 }
 
 TEST_P(KernelTest, NormAndActivationMatchReference) {

@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/kernels.h"
-#include "tensor/packed_matrix.h"
+#include "tensor/weight_matrix.h"
 
 namespace qwen2::cpu {
 
@@ -15,7 +15,8 @@ namespace qwen2::cpu {
 enum class Rounding { kOneBf16, kTwoBf16 };
 
 // Products are in bf16 with float accumulation where the processor has AVX-512 BF16, otherwise in float on
-// panels of weights that are widened as they are used.
+// panels of weights that are widened as they are used. Quantised weights are turned into bf16 a panel at a
+// time: multiplying a chunk of many rows takes far longer than that.
 class Dense {
  public:
   // `max_rows` is the largest m, `max_cols` the widest matrix (in columns) that will be used.
@@ -28,7 +29,7 @@ class Dense {
   Dense& operator=(const Dense&) = delete;
 
   // y [m][w.rows] (+)= x [m][w.cols] W^T; strides in elements.
-  virtual Status run(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t m, float* y,
+  virtual Status run(const WeightMatrix& w, const float* x, int64_t x_stride, int64_t m, float* y,
                      int64_t y_stride, bool accumulate, Rounding rounding) = 0;
 };
 

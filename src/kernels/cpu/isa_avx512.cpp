@@ -12,6 +12,8 @@ struct V {
   static constexpr int kGemvVectors = 4;
   static constexpr int kBatchTile = 4;  // 16 sums, 8 unpacked weights, 2 inputs: 26 of 32 registers
   static constexpr int kBatchVectors = 4;
+  static constexpr int kWideTile = 8;
+  static constexpr int kWideVectors = 2;
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
@@ -27,11 +29,14 @@ struct V {
   static F zero_below(F value, F x, float limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set1(limit), _CMP_GE_OQ), value);
   }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F abs(F x) { return _mm512_abs_ps(x); }
   static float reduce_add(F x) { return _mm512_reduce_add_ps(x); }
   static float reduce_max(F x) { return _mm512_reduce_max_ps(x); }
   static F load_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  static float load_scale(uint16_t half) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half))); }
   static uint16_t to_f16(float x) {
     return static_cast<uint16_t>(
         _mm_extract_epi16(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT), 0));
@@ -40,6 +45,48 @@ struct V {
     const __m512i both = _mm512_loadu_si512(p);
     even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
+  }
+
+  // 32-bit integers, or pairs of 16-bit ones: two neighbouring columns of a row.
+  using I = __m512i;
+  static I set1_i32(int32_t x) { return _mm512_set1_epi32(x); }
+  static I mul_i32(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  static I load_i8(const int8_t* p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static I load_i16(const int16_t* p) {
+    return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static I low_half(I pairs) { return _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16); }
+  static I high_half(I pairs) { return _mm512_srai_epi32(pairs, 16); }
+  static I set_pair(const int16_t* x) {
+    int32_t both;
+    __builtin_memcpy(&both, x, sizeof both);
+    return _mm512_set1_epi32(both);
+  }
+  static I dot(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
+  static I load_codes8(const uint8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  // Words of four 4-bit codes, and the J-th of each.
+  static I load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  template <int J>
+  static I nibbles(I words) {
+    if constexpr (J == 3) return _mm512_srli_epi16(words, 12);
+    return _mm512_and_si512(J == 0 ? words : _mm512_srli_epi16(words, 4 * J), _mm512_set1_epi16(15));
+  }
+  // Rounds to 16-bit integers and returns their sum.
+  static int32_t store_rounded(int16_t* p, F x) {
+    const I rounded = _mm512_cvtps_epi32(x);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+    return _mm512_reduce_add_epi32(rounded);
+  }
+  static void store_bf16_pairs(uint16_t* p, F even, F odd) {
+    const auto low = __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(even));
+    const auto high = __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(odd));
+    _mm512_storeu_si512(
+        p, _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
   }
   static void store_bf16(uint16_t* p, F x) {
     const __m256bh packed = _mm512_cvtneps_pbh(x);
@@ -52,7 +99,20 @@ struct V {
 }  // namespace
 
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels{Isa::kAvx512, gemv_bf16, attention,  merge_attention, rope,      rms_norm,
-                             swiglu,       to_bf16,   split_bf16, widen_block,     read_lines};
+const Kernels kAvx512Kernels{Isa::kAvx512,
+                             gemv_bf16,
+                             gemv_quantized,
+                             quantize_activations,
+                             dequantize_block,
+                             quantize_group,
+                             attention,
+                             merge_attention,
+                             rope,
+                             rms_norm,
+                             swiglu,
+                             to_bf16,
+                             split_bf16,
+                             widen_block,
+                             read_lines};
 
 }  // namespace qwen2::cpu

@@ -10,6 +10,8 @@
 #include <optional>
 #include <string_view>
 
+#include "tensor/quantized_matrix.h"
+
 namespace qwen2::cpu {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
@@ -36,9 +38,43 @@ struct GemvArgs {
   bool accumulate;   // add to y instead of overwriting it
 };
 
-// Tokens of one KV page. A page of one layer and KV head holds K transposed, [head_dim][32], then
-// V [32][head_dim], both fp16.
+// Columns of a quantised product that are summed as integers: a group's, but at most this many.
+constexpr int64_t kMaxChunk = 128;
+
+// The same for a quantised matrix. Activations are 16-bit integers: x[k] stands for x[k] * x_scales[k /
+// chunk_columns]. A chunk's products are summed exactly, in 32 bits, chunks in float in their order.
+struct QuantizedGemvArgs {
+  const QuantizedMatrix* w;
+  const int16_t* x;       // [w.cols / 2][batch][2]: a pair of columns of every row, then the next pair
+  const float* x_scales;  // [batch][chunks]
+  const int32_t* x_sums;  // [batch][chunks]: the sum of each chunk's x
+  int64_t chunk_columns;  // min(group, kMaxChunk)
+  int64_t chunks;         // cols / chunk_columns, rounded up
+  int batch;              // 1..kMaxGemvBatch
+  float* y;
+  int64_t y_stride;
+  bool accumulate;
+};
+
+// Tokens of one KV page. A page of one layer and KV head holds K transposed, [head_dim][32], then V
+// [32][head_dim]: both fp16, or both 8-bit codes, followed by the fp16 scales of K [32] and of V [32].
 constexpr int kPageTokens = 32;
+
+// Bytes of one page of one layer and KV head.
+constexpr int64_t kv_page_bytes(int kv_bits, int64_t head_dim) {
+  const int64_t values = 2 * kPageTokens * head_dim;
+  return kv_bits == 8 ? values + 2 * kPageTokens * static_cast<int64_t>(sizeof(uint16_t)) : values * 2;
+}
+
+// A part of the key bias that is not in the cached keys: rotation pairs whose bias is so large that a key
+// which holds it would lose what its token contributes. It is added to the scores instead, in float.
+constexpr int kMaxBiasPairs = 32;
+struct KeyBias {
+  int pairs = 0;
+  int32_t index[kMaxBiasPairs] = {};  // pair i is dimensions i and i + head_dim / 2
+  float first[kMaxBiasPairs] = {};
+  float second[kMaxBiasPairs] = {};
+};
 // Rows (tokens x query heads of one KV head) of one attention call.
 constexpr int kMaxAttentionRows = 48;
 constexpr int kMaxHeadDim = 256;
@@ -54,34 +90,48 @@ struct AttentionArgs {
   int64_t first_position;
   int64_t key_begin;  // multiple of kPageTokens
   int64_t key_end;
-  const uint16_t* cache;  // this layer and KV head in page 0
-  int64_t page_stride;    // elements from one page to the next
-  const uint32_t* pages;  // the sequence's page table
+  const std::byte* cache;  // this layer and KV head in page 0
+  int64_t page_stride;     // bytes from one page to the next
+  const uint32_t* pages;   // the sequence's page table
   // Not normalised, row r = t * group + g: partial sums, running maximum, running denominator.
   float* sums;  // [rows][head_dim]
   float* maxima;
   float* denominators;
+  int kv_bits = 16;                   // or 8
+  const KeyBias* key_bias = nullptr;  // of this layer and KV head; null: the keys hold all of it
+  const float* angles = nullptr;      // for key_bias: cosines and sines [position / 32][head_dim / 2][2][32]
 };
 
 // Splits q, k and v of one token, adds their biases, rotates q and k (rotate-half convention), scales q, and
-// writes k and v to the cache as fp16 (saturating).
+// writes k and v to the cache as fp16 (saturating) or as 8-bit codes with a scale for each token.
 struct RopeArgs {
   float* qkv;            // [q_heads + 2 * kv_heads][head_dim]; q is left rotated and scaled
-  const float* bias;     // the same shape
+  const float* bias;     // the same shape, without what KeyBias holds
   const float* cosines;  // [head_dim / 2] of this token's position
   const float* sines;
   int q_heads;
   int kv_heads;
   int head_dim;
   float q_scale;
-  uint16_t* page;       // this layer, KV head 0, the token's page
-  int64_t head_stride;  // elements from one KV head to the next
+  std::byte* page;      // this layer, KV head 0, the token's page
+  int64_t head_stride;  // bytes from one KV head to the next
   int slot;             // the token's place in the page
+  int kv_bits = 16;     // or 8
 };
 
 struct Kernels {
   Isa isa;
   void (*gemv_bf16)(const GemvArgs& args, int64_t block_begin, int64_t block_end);
+  void (*gemv_quantized)(const QuantizedGemvArgs& args, int64_t block_begin, int64_t block_end);
+  // Rounds x to integers of magnitude at most `levels` (127 or 32767), a scale for each `chunk` columns.
+  void (*quantize_activations)(const float* x, int64_t cols, int64_t chunk, int levels, int16_t* out,
+                               float* scales, int32_t* sums);
+  // One block of 64 rows as a block of PackedMatrix, rounded to bf16.
+  void (*dequantize_block)(const QuantizedMatrix& w, int64_t block, uint16_t* out);
+  // Codes and scale of one group of `size` weights: symmetric, round to nearest, with the scale that leaves
+  // the least squared error among several clips. Returns the fp16 scale; codes are -8..7 or -127..127. `size`
+  // is a multiple of 16.
+  uint16_t (*quantize_group)(const float* weights, int64_t size, int bits, int8_t* codes);
   void (*attention)(const AttentionArgs& args);
   // out[head_dim] = the merge of `parts` partial results whose rows lie `sums_stride` and `scalar_stride`
   // apart.
