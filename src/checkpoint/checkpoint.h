@@ -1,4 +1,4 @@
-// Where weights come from: one interface over Hugging Face folders and synthetic models.
+// Where weights come from: one interface over Hugging Face folders, GGUF files and synthetic models.
 #pragma once
 
 #include <filesystem>
@@ -39,7 +39,8 @@ class Checkpoint {
   virtual Status read_matrix(std::string_view name, int64_t rows, int64_t cols,
                              const RowSink& sink) const = 0;
   // Copies a quantised matrix [rows, target.cols] into rows [first_row, first_row + rows) of `target`, whose
-  // format is what matrix_format() says. Fills the permutation too. `first_row` is a multiple of 64.
+  // format is what matrix_format() says. Fills the permutation too: tensors that share a matrix must
+  // have the same.
   virtual Status load_quantized(std::string_view name, int64_t rows, const QuantizedMatrix& target,
                                 int64_t first_row) const;
 };
@@ -51,13 +52,28 @@ Status read_expanded(const Checkpoint& checkpoint, std::string_view name, int64_
 // A folder with config.json and model.safetensors, or shards with model.safetensors.index.json.
 Result<std::unique_ptr<Checkpoint>> open_hf_folder(const std::filesystem::path& folder);
 
+// A .gguf file of a Qwen2 model in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K or Q6_K. The configuration is
+// made from its metadata, and tensors go by their Hugging Face names.
+Result<std::unique_ptr<Checkpoint>> open_gguf(const std::filesystem::path& path);
+
+// Whether `model` names a regular file that ends in ".gguf".
+bool is_gguf_file(const std::string& model);
+
+// What a Hugging Face folder would have beside the weights. kNotFound for a GGUF file without a tokeniser.
+struct TokenizerTexts {
+  std::string tokenizer_json;
+  std::string tokenizer_config_json;
+};
+Result<TokenizerTexts> gguf_tokenizer(const std::filesystem::path& path);
+
 // Seeded random weights in a published shape: "qwen2-0.5b", "qwen2-1.5b", "qwen2-7b".
 Result<std::unique_ptr<Checkpoint>> open_synthetic(std::string_view name, uint64_t seed = 0);
 
-// `model` is a folder or "synthetic:NAME".
+// `model` is a folder, a .gguf file or "synthetic:NAME".
 Result<std::unique_ptr<Checkpoint>> open_checkpoint(const std::string& model);
 
-// Where the tokeniser of `model` lies: the folder itself; for a synthetic model none.
+// Where the tokeniser of `model` lies: the folder itself; none for a synthetic model and for a .gguf file,
+// which carries its own.
 std::filesystem::path tokenizer_folder(const std::string& model);
 
 }  // namespace qwen2

@@ -3,7 +3,10 @@
 
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/plain_tensor.h"
+#include "checkpoint/quantized_reader.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/tensor_table.h"
 
 namespace qwen2 {
 namespace {
@@ -11,77 +14,68 @@ namespace {
 namespace fs = std::filesystem;
 namespace json = boost::json;
 
-struct Tensor {
-  DType dtype = DType::kBF16;
-  std::vector<int64_t> shape;
-  std::span<const std::byte> bytes;
-  const MappedFile* file = nullptr;
-};
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
 class HfFolder final : public Checkpoint {
  public:
-  Status open(const fs::path& folder) {
-    folder_ = folder;
-    QWEN2_TRY(config_, read_text_file(folder / "config.json", size_t{1} << 20));
-    if (fs::exists(folder / "generation_config.json")) {
-      QWEN2_TRY(generation_config_, read_text_file(folder / "generation_config.json", size_t{1} << 20));
+  explicit HfFolder(const fs::path& folder) : folder_(folder), tensors_(folder) {}
+
+  Status open() {
+    QWEN2_TRY(config_, read_text_file(folder_ / "config.json", size_t{1} << 20));
+    if (fs::exists(folder_ / "generation_config.json")) {
+      QWEN2_TRY(generation_config_, read_text_file(folder_ / "generation_config.json", size_t{1} << 20));
     }
-    const fs::path single = folder / "model.safetensors";
-    const fs::path index = folder / "model.safetensors.index.json";
+    QWEN2_TRY(quantized_, open_quantized_reader(tensors_, config_));
+    const fs::path single = folder_ / "model.safetensors";
+    const fs::path index = folder_ / "model.safetensors.index.json";
     if (fs::exists(single)) return add_file(single.filename().string(), nullptr);
     if (fs::exists(index)) return add_shards(index);
     return fail(ErrorKind::kNotFound, "'{}' has neither model.safetensors nor model.safetensors.index.json",
-                folder.string());
+                folder_.string());
   }
 
   std::string config_json() const override { return config_; }
   std::string generation_config_json() const override { return generation_config_; }
-  bool has(std::string_view name) const override { return tensors_.contains(name); }
-
-  Result<std::optional<QuantizedFormat>> matrix_format(std::string_view name, int64_t rows,
-                                                       int64_t cols) const override {
-    QWEN2_TRY([[maybe_unused]] const Tensor* tensor, find(name, {rows, cols}));
-    return std::nullopt;
+  bool has(std::string_view name) const override {
+    return tensors_.find(name) != nullptr || quantized_module(name).has_value();
   }
 
   Status read_matrix(std::string_view name, int64_t rows, int64_t cols, const RowSink& sink) const override {
-    QWEN2_TRY(const Tensor* tensor, find(name, {rows, cols}));
-    const size_t row_bytes = static_cast<size_t>(cols) * dtype_bytes(tensor->dtype);
-#pragma omp parallel
-    {
-      std::vector<float> values(static_cast<size_t>(cols));
-#pragma omp for schedule(static, kBlockRows)
-      for (int64_t row = 0; row < rows; ++row) {
-        to_floats(tensor->bytes.data() + static_cast<size_t>(row) * row_bytes, tensor->dtype, cols,
-                  values.data());
-        sink(row, values.data());
-      }
-    }
-    tensor->file->release(tensor->bytes);
+    QWEN2_TRY(const RawTensor* tensor, tensors_.get(name, {rows, cols}));
+    QWEN2_TRY(const DType dtype, float_dtype(name, *tensor));
+    read_plain_rows(tensor->bytes.data(), dtype, rows, cols, sink);
+    tensor->release();
     return {};
   }
 
   Status load_vector(std::string_view name, int64_t size, float* out) const override {
-    QWEN2_TRY(const Tensor* tensor, find(name, {size}));
-    to_floats(tensor->bytes.data(), tensor->dtype, size, out);
+    QWEN2_TRY(const RawTensor* tensor, tensors_.get(name, {size}));
+    QWEN2_TRY(const DType dtype, float_dtype(name, *tensor));
+    to_floats(tensor->bytes.data(), dtype, size, out);
     return {};
   }
 
+  Result<std::optional<QuantizedFormat>> matrix_format(std::string_view name, int64_t rows,
+                                                       int64_t cols) const override {
+    if (const auto module = quantized_module(name)) return quantized_->format(*module, rows, cols);
+    QWEN2_TRY(const RawTensor* tensor, tensors_.get(name, {rows, cols}));
+    QWEN2_TRY([[maybe_unused]] const DType dtype, float_dtype(name, *tensor));
+    return std::nullopt;
+  }
+
+  Status load_quantized(std::string_view name, int64_t rows, const QuantizedMatrix& target,
+                        int64_t first_row) const override {
+    if (const auto module = quantized_module(name)) {
+      return quantized_->load(*module, rows, target, first_row);
+    }
+    return Checkpoint::load_quantized(name, rows, target, first_row);
+  }
+
  private:
-  Result<const Tensor*> find(std::string_view name, const std::vector<int64_t>& shape) const {
-    const auto found = tensors_.find(name);
-    if (found == tensors_.end()) {
-      return fail(ErrorKind::kNotFound, "'{}': tensor '{}' is missing", folder_.string(), name);
-    }
-    if (found->second.shape != shape) {
-      return fail(ErrorKind::kFormat, "'{}': tensor '{}' has shape {}, the configuration wants {}",
-                  folder_.string(), name, shape_text(found->second.shape), shape_text(shape));
-    }
-    return &found->second;
+  // NAME of "NAME.weight" where that is stored quantised.
+  std::optional<std::string_view> quantized_module(std::string_view name) const {
+    static constexpr std::string_view kSuffix = ".weight";
+    if (quantized_ == nullptr || !name.ends_with(kSuffix)) return std::nullopt;
+    const std::string_view module = name.substr(0, name.size() - kSuffix.size());
+    return quantized_->has(module) ? std::optional(module) : std::nullopt;
   }
 
   // Adds the tensors of one file; with `wanted`, only those that the index assigns to it.
@@ -94,8 +88,7 @@ class HfFolder final : public Checkpoint {
     if (!header) return within(fmt::format("'{}'", path.string()), header.error());
     const auto data = file.bytes().subspan(header->data_start);
     if (wanted == nullptr) {
-      for (const auto& [tensor, entry] : header->tensors)
-        QWEN2_CHECK(add_tensor(path, tensor, entry, data, file));
+      for (const auto& [tensor, entry] : header->tensors) add_tensor(path, tensor, entry, data, file);
       return {};
     }
     for (const std::string& tensor : *wanted) {
@@ -105,24 +98,15 @@ class HfFolder final : public Checkpoint {
                     "'{}': the index places tensor '{}' here, but the file does not have it", path.string(),
                     tensor);
       }
-      QWEN2_CHECK(add_tensor(path, tensor, found->second, data, file));
+      add_tensor(path, tensor, found->second, data, file);
     }
     return {};
   }
 
-  Status add_tensor(const fs::path& path, const std::string& name, const SafetensorsEntry& entry,
-                    std::span<const std::byte> data, const MappedFile& file) {
-    Tensor tensor{DType::kBF16, entry.shape, data.subspan(entry.begin, entry.end - entry.begin), &file};
-    if (entry.dtype == "F32") {
-      tensor.dtype = DType::kF32;
-    } else if (entry.dtype == "F16") {
-      tensor.dtype = DType::kF16;
-    } else if (entry.dtype != "BF16") {
-      return fail(ErrorKind::kUnsupported, "'{}': tensor '{}' has dtype {}; BF16, F16 or F32 was expected",
-                  path.string(), name, entry.dtype);
-    }
-    tensors_.emplace(name, std::move(tensor));
-    return {};
+  void add_tensor(const fs::path& path, const std::string& name, const SafetensorsEntry& entry,
+                  std::span<const std::byte> data, const MappedFile& file) {
+    const auto bytes = data.subspan(entry.begin, entry.end - entry.begin);
+    tensors_.add(name, {entry.dtype, entry.shape, bytes, &file, path.string()});
   }
 
   Status add_shards(const fs::path& index) {
@@ -154,28 +138,31 @@ class HfFolder final : public Checkpoint {
   std::string config_;
   std::string generation_config_;
   std::vector<std::unique_ptr<MappedFile>> files_;
-  std::map<std::string, Tensor, std::less<>> tensors_;
+  TensorTable tensors_;
+  std::unique_ptr<QuantizedReader> quantized_;  // null without "quantization_config"
 };
 
 }  // namespace
 
 Result<std::unique_ptr<Checkpoint>> open_hf_folder(const fs::path& folder) {
-  auto checkpoint = std::make_unique<HfFolder>();
-  QWEN2_CHECK(checkpoint->open(folder));
+  auto checkpoint = std::make_unique<HfFolder>(folder);
+  QWEN2_CHECK(checkpoint->open());
   return checkpoint;
 }
 
 Result<std::unique_ptr<Checkpoint>> open_checkpoint(const std::string& model) {
   static constexpr std::string_view kSynthetic = "synthetic:";
   if (model.starts_with(kSynthetic)) return open_synthetic(std::string_view(model).substr(kSynthetic.size()));
+  if (is_gguf_file(model)) return open_gguf(model);
   if (!fs::is_directory(model)) {
-    return fail(ErrorKind::kNotFound, "model '{}' is neither a folder nor synthetic:NAME", model);
+    return fail(ErrorKind::kNotFound, "model '{}' is neither a folder, a .gguf file nor synthetic:NAME",
+                model);
   }
   return open_hf_folder(model);
 }
 
 fs::path tokenizer_folder(const std::string& model) {
-  return model.starts_with("synthetic:") ? fs::path() : fs::path(model);
+  return model.starts_with("synthetic:") || is_gguf_file(model) ? fs::path() : fs::path(model);
 }
 
 }  // namespace qwen2

@@ -74,13 +74,7 @@ Status bench_serve(BenchServeFlags& flags) {
                 "give either --url (a running service) or --model (one is started)");
   }
   QWEN2_TRY(const auto tokenizer, open_tokenizer(flags.model, true));
-  ChatTemplate chat;
-  const std::filesystem::path folder = flags.model.tokenizer.empty()
-                                           ? tokenizer_folder(flags.model.model)
-                                           : std::filesystem::path(flags.model.tokenizer);
-  if (!folder.empty()) {
-    QWEN2_TRY(chat, ChatTemplate::load(folder));
-  }
+  QWEN2_TRY(const ChatTemplate chat, open_chat(flags.model));
   std::optional<Subprocess> service;
   if (test.url.empty()) {
     QWEN2_TRY(service, Subprocess::start(serve_arguments(flags)));

@@ -48,6 +48,9 @@ Result<Limits> limits_of(const ModelFlags& flags);
 // The tokeniser that the flags name; an error when `required` and there is none.
 Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool required);
 
+// The chat format of the same tokeniser.
+Result<ChatTemplate> open_chat(const ModelFlags& flags);
+
 Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer);
 
 // A name for the model: its folder, or what follows "synthetic:".

@@ -25,10 +25,25 @@ fs::path published_tokenizer() {
   return {};
 }
 
+// The flags ask for the tokeniser that a .gguf file carries.
+bool uses_gguf_tokenizer(const ModelFlags& flags) {
+  return flags.tokenizer.empty() && is_gguf_file(flags.model);
+}
+
+Result<std::optional<Tokenizer>> open_gguf_tokenizer(const std::string& model, bool required) {
+  const auto texts = gguf_tokenizer(model);
+  if (!texts && texts.error().kind == ErrorKind::kNotFound && !required) return std::nullopt;
+  if (!texts) return std::unexpected(texts.error());
+  auto tokenizer = Tokenizer::parse(texts->tokenizer_json);
+  if (!tokenizer) return within(fmt::format("'{}'", model), tokenizer.error());
+  return std::optional<Tokenizer>(*std::move(tokenizer));
+}
+
 }  // namespace
 
 void ModelFlags::add_to(CLI::App& app) {
-  app.add_option("--model", model, "Folder in Hugging Face layout, or synthetic:qwen2-0.5b, -1.5b, -7b")
+  app.add_option("--model", model,
+                 "Folder in Hugging Face layout, a .gguf file, or synthetic:qwen2-0.5b, -1.5b, -7b")
       ->required();
   app.add_option("--tokenizer", tokenizer, "Folder with tokenizer.json, when it is not the model's");
   app.add_option("--device", device, "cpu, cuda or auto")->check(CLI::IsMember({"cpu", "cuda", "auto"}));
@@ -72,6 +87,7 @@ Result<Limits> limits_of(const ModelFlags& flags) {
 }
 
 Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool required) {
+  if (uses_gguf_tokenizer(flags)) return open_gguf_tokenizer(flags.model, required);
   fs::path folder = flags.tokenizer;
   if (folder.empty()) folder = tokenizer_folder(flags.model);
   if (folder.empty()) folder = published_tokenizer();
@@ -87,6 +103,20 @@ Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool re
   return std::optional<Tokenizer>(std::move(tokenizer));
 }
 
+Result<ChatTemplate> open_chat(const ModelFlags& flags) {
+  if (!uses_gguf_tokenizer(flags)) {
+    const fs::path folder =
+        flags.tokenizer.empty() ? tokenizer_folder(flags.model) : fs::path(flags.tokenizer);
+    return folder.empty() ? ChatTemplate() : ChatTemplate::load(folder);
+  }
+  const auto texts = gguf_tokenizer(flags.model);
+  if (!texts && texts.error().kind == ErrorKind::kNotFound) return ChatTemplate();
+  if (!texts) return std::unexpected(texts.error());
+  auto chat = ChatTemplate::parse(texts->tokenizer_config_json);
+  if (!chat) return within(fmt::format("'{}'", flags.model), chat.error());
+  return chat;
+}
+
 Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
   if (flags.device == "cuda") {
     return fail(ErrorKind::kUnsupported, "--device cuda: this build has no CUDA backend; use --device cpu");
@@ -94,11 +124,7 @@ Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
   OpenModel open;
   QWEN2_TRY(const auto checkpoint, open_checkpoint(flags.model));
   QWEN2_TRY(open.tokenizer, open_tokenizer(flags, need_tokenizer));
-  const fs::path chat_folder =
-      flags.tokenizer.empty() ? tokenizer_folder(flags.model) : fs::path(flags.tokenizer);
-  if (!chat_folder.empty()) {
-    QWEN2_TRY(open.chat, ChatTemplate::load(chat_folder));
-  }
+  QWEN2_TRY(open.chat, open_chat(flags));
   open.generation_config = checkpoint->generation_config_json();
   QWEN2_TRY(const Limits limits, limits_of(flags));
   QWEN2_TRY(const CpuOptions options, cpu_options_of(flags));

@@ -61,10 +61,6 @@ Status check_architecture(const json::object& object) {
     return fail(ErrorKind::kUnsupported,
                 "'rope_scaling' must be absent or null: RoPE scaling is not implemented");
   }
-  if (!is_absent(object, "quantization_config")) {
-    return fail(ErrorKind::kUnsupported,
-                "'quantization_config' is present: quantised checkpoints are not read yet");
-  }
   return {};
 }
 

@@ -130,7 +130,15 @@ WeightPart make_part(const Format& format, int64_t first_row, int64_t rows, int6
   return part;
 }
 
-// Neighbouring sources of one format share a part; a column order belongs to one tensor.
+// All rows in bf16.
+WeightMatrix expanded(const MatrixEntry& entry) {
+  int64_t rows = 0;
+  for (const Source& source : entry.sources) rows += source.rows;
+  return {{make_part(std::nullopt, 0, rows, entry.cols)}};
+}
+
+// Neighbouring sources of one format share a part. Parts start at multiples of 64 rows; a matrix that would
+// need others is expanded (published shapes do not).
 Result<WeightMatrix> lay_out(const Checkpoint& checkpoint, const Precision& precision,
                              const MatrixEntry& entry) {
   WeightMatrix matrix;
@@ -140,16 +148,13 @@ Result<WeightMatrix> lay_out(const Checkpoint& checkpoint, const Precision& prec
     const Format last = matrix.parts.empty() || !matrix.parts.back().is_quantized
                             ? Format()
                             : Format(matrix.parts.back().quantized.format);
-    if (!matrix.parts.empty() && format == last && !(format && format->permuted)) {
+    // Where they can, permuted ones stay apart; the reader refuses two orders in one part.
+    const bool apart = format && format->permuted && row % kBlockRows == 0;
+    if (!matrix.parts.empty() && format == last && !apart) {
       WeightPart& part = matrix.parts.back();
       (part.is_quantized ? part.quantized.rows : part.dense.rows) += source.rows;
     } else {
-      if (row % kBlockRows != 0) {
-        return fail(ErrorKind::kUnsupported,
-                    "tensor '{}' is stored otherwise than the one before it, and starts at "
-                    "row {} of both, which is no multiple of {}",
-                    source.name, row, kBlockRows);
-      }
+      if (row % kBlockRows != 0) return expanded(entry);
       matrix.parts.push_back(make_part(format, row, source.rows, entry.cols));
     }
     row += source.rows;
@@ -196,11 +201,6 @@ Status load_matrix(const Checkpoint& checkpoint, const MatrixEntry& entry, const
     row += source.rows;
     QWEN2_TRY(const Format stored, checkpoint.matrix_format(source.name, source.rows, entry.cols));
     if (part->is_quantized && stored) {
-      if (first % kBlockRows != 0) {
-        return fail(ErrorKind::kUnsupported,
-                    "quantised tensor '{}' starts at row {}, which is no multiple of {}", source.name, first,
-                    kBlockRows);
-      }
       QWEN2_CHECK(checkpoint.load_quantized(source.name, source.rows, part->quantized, first));
       continue;
     }

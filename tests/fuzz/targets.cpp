@@ -3,9 +3,12 @@
 #include <cstdlib>
 #include <span>
 
+#include "checkpoint/gguf.h"
+#include "checkpoint/gguf_metadata.h"
 #include "checkpoint/safetensors.h"
 #include "model/qwen2_config.h"
 #include "server/openai_schema.h"
+#include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
 
 namespace qwen2::fuzz {
@@ -24,6 +27,29 @@ void safetensors(std::string_view bytes) {
   for (const auto& [name, entry] : header->tensors) {
     require(entry.begin <= entry.end && header->data_start + entry.end <= bytes.size());
   }
+}
+
+void gguf(std::string_view bytes) {
+  const auto file = parse_gguf({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+  if (!file) return require(!file.error().message.empty());
+  for (const auto& [name, tensor] : file->tensors) {
+    require(tensor.begin <= bytes.size() && tensor.bytes <= bytes.size() - tensor.begin);
+  }
+  const auto text = gguf_config_json(*file);
+  const auto generation = gguf_generation_config_json(*file);
+  require(text || !text.error().message.empty());
+  require(generation || !generation.error().message.empty());
+  if (text && generation) {
+    const auto parsed = parse_qwen2_config(*text, *generation);
+    require(parsed || !parsed.error().message.empty());
+  }
+  const auto texts = gguf_tokenizer(*file);
+  if (!texts) return require(!texts.error().message.empty());
+  const auto parsed = Tokenizer::parse(texts->tokenizer_json);
+  // Whatever else is wrong, the text is JSON.
+  require(parsed || parsed.error().message.find("not valid JSON") == std::string::npos);
+  const auto chat = ChatTemplate::parse(texts->tokenizer_config_json);
+  require(chat || !chat.error().message.empty());
 }
 
 void config(std::string_view bytes) {

@@ -7,6 +7,7 @@
 namespace qwen2::fuzz {
 
 void safetensors(std::string_view bytes);  // a whole file
+void gguf(std::string_view bytes);         // a whole file; the texts made from its metadata are parsed too
 void config(std::string_view bytes);       // config.json
 void tokenizer(std::string_view bytes);    // tokenizer.json; what parses is also used
 void request(std::string_view bytes);      // the body of a chat and of a completion

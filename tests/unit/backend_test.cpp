@@ -57,6 +57,10 @@ std::vector<float> run(Backend& backend, std::span<const TokenId> tokens, int64_
 struct GoldenParam {
   std::string model;
   std::string isa;
+
+  friend std::ostream& operator<<(std::ostream& out, const GoldenParam& p) {
+    return out << p.model << " " << p.isa;
+  }
 };
 
 class GoldenTest : public testing::TestWithParam<GoldenParam> {};
@@ -114,6 +118,10 @@ struct TrapParam {
   std::string isa;
   std::string precision;
   int kv_bits = 16;
+
+  friend std::ostream& operator<<(std::ostream& out, const TrapParam& p) {
+    return out << p.model << " " << p.isa << " " << p.precision << " kv" << p.kv_bits;
+  }
 };
 
 class TrapTest : public testing::TestWithParam<TrapParam> {};
@@ -219,6 +227,57 @@ TEST(KeyBias, OutsideOfTheKeysIsWhatMakesEightBitsEnough) {
   EXPECT_LT(with, 0.05);
   EXPECT_GT(without, 5 * with);
   RecordProperty("errors", fmt::format("{:.4f} {:.4f}", with, without));
+}
+
+// A quantised model and its twin in float (see the fixtures' writers in tests/tools).
+struct TwinParam {
+  std::string model;
+  std::string twin;
+
+  friend std::ostream& operator<<(std::ostream& out, const TwinParam& p) { return out << p.model; }
+};
+
+class TwinTest : public testing::TestWithParam<TwinParam> {};
+
+INSTANTIATE_TEST_SUITE_P(
+    Fixtures, TwinTest,
+    testing::Values(TwinParam{"gguf/mixed.gguf", "gguf/mixed"}, TwinParam{"gguf/tied.gguf", "gguf/tied"},
+                    TwinParam{"quantized/gptq4_sym_g128", "quantized/gptq4_sym_g128_twin"},
+                    TwinParam{"quantized/gptq4_asym_g32_act", "quantized/gptq4_asym_g32_act_twin"},
+                    TwinParam{"quantized/gptq4_v2_asym_g64", "quantized/awq_g64_twin"},
+                    TwinParam{"quantized/gptq8_sym_g64", "quantized/gptq8_sym_g64_twin"},
+                    TwinParam{"quantized/gptq8_asym_row", "quantized/gptq8_asym_row_twin"},
+                    TwinParam{"quantized/awq_g64", "quantized/awq_g64_twin"},
+                    TwinParam{"quantized/awq_g128", "quantized/gptq4_sym_g128_twin"},
+                    TwinParam{"quantized/bnb8", "quantized/bnb8_twin"}));
+
+TEST_P(TwinTest, SaysWhatItsExpandedTwinSays) {
+  const auto model = open_backend(test::fixture_folder() / GetParam().model, "auto");
+  const auto twin = open_backend(test::fixture_folder() / GetParam().twin, "auto");
+  const auto pages = page_table(*model);
+  int compared = 0;
+  for (const int64_t length : {int64_t{1}, int64_t{5}, test::uniform(17, 60)}) {
+    std::vector<TokenId> tokens(static_cast<size_t>(length));
+    for (TokenId& token : tokens)
+      token = static_cast<TokenId>(test::uniform(0, twin->config().vocab_size - 1));
+    auto expected = run(*twin, tokens, 0, pages);
+    auto actual = run(*model, tokens, 0, pages);
+    for (int64_t step = 0; step < 32; ++step) {
+      ASSERT_LE(difference(actual, expected), 0.05) << length << " tokens, step " << step;
+      const auto best = std::max_element(expected.begin(), expected.end());
+      const auto token = static_cast<TokenId>(best - expected.begin());
+      std::vector<float> others(expected);
+      others[static_cast<size_t>(token)] = -INFINITY;
+      const float margin = *best - *std::max_element(others.begin(), others.end());
+      if (margin > 0.1F * std::abs(*best)) {
+        ++compared;
+        EXPECT_EQ(std::max_element(actual.begin(), actual.end()) - actual.begin(), token);
+      }
+      expected = run(*twin, std::span(&token, 1), length + step, pages);
+      actual = run(*model, std::span(&token, 1), length + step, pages);
+    }
+  }
+  EXPECT_GT(compared, 0);
 }
 
 class BackendTest : public testing::TestWithParam<std::string> {

@@ -132,7 +132,6 @@ TEST(Config, NamesTheFieldThatIsWrong) {
                                                         {"rope_theta", "-4"},
                                                         {"rope_scaling", R"({"type":"yarn"})"},
                                                         {"use_sliding_window", "true"},
-                                                        {"quantization_config", "{}"},
                                                         {"tie_word_embeddings", "1"},
                                                         {"eos_token_id", "100"},
                                                         {"eos_token_id", "[1,\"a\"]"},

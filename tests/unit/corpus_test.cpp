@@ -24,6 +24,9 @@ void run_corpus(const char* name, void (*target)(std::string_view)) {
 TEST(Corpus, Safetensors) {
   run_corpus("safetensors", fuzz::safetensors);
 }
+TEST(Corpus, Gguf) {
+  run_corpus("gguf", fuzz::gguf);
+}
 TEST(Corpus, Config) {
   run_corpus("config", fuzz::config);
 }

@@ -11,6 +11,9 @@ inline std::filesystem::path source_folder() {
 inline std::filesystem::path golden_folder() {
   return source_folder() / "tests/golden";
 }
+inline std::filesystem::path fixture_folder() {
+  return source_folder() / "tests/fixtures";
+}
 inline std::filesystem::path demo_model() {
   return source_folder() / "models/demo";
 }

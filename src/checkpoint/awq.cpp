@@ -1,0 +1,108 @@
+// AWQ modules of AutoAWQ's "gemm" version (https://github.com/casper-hansen/AutoAWQ), 4 bits. Eight codes of
+// neighbouring outputs are in an int32; from the lowest bits on they are those of outputs 0, 2, 4, 6, 1, 3,
+// 5, 7:
+//   NAME.qweight I32 [in, out / 8]
+//   NAME.qzeros  I32 [groups, out / 8]
+//   NAME.scales  F16 [groups, out]
+// and w = scale * (code - zero).
+#include "checkpoint/quantized_blocks.h"
+#include "checkpoint/quantized_reader.h"
+
+namespace qwen2 {
+namespace {
+
+// Where an output lies in its word.
+unsigned nibble_shift(int64_t row) {
+  static constexpr std::array<unsigned, 8> kShift{0, 16, 4, 20, 8, 24, 12, 28};
+  return kShift[static_cast<size_t>(row % 8)];
+}
+
+struct Module {
+  const RawTensor* qweight = nullptr;
+  const RawTensor* qzeros = nullptr;
+  const RawTensor* scales = nullptr;
+  QuantizedFormat format;
+};
+
+class AwqReader final : public QuantizedReader {
+ public:
+  AwqReader(const TensorTable& tensors, int64_t group) : tensors_(tensors), group_(group) {}
+
+  bool has(std::string_view module) const override {
+    return tensors_.find(std::string(module) + ".qweight") != nullptr;
+  }
+
+  Result<QuantizedFormat> format(std::string_view name, int64_t rows, int64_t cols) const override {
+    QWEN2_TRY(const Module module, open(name, rows, cols));
+    return module.format;
+  }
+
+  Status load(std::string_view name, int64_t rows, const QuantizedMatrix& target,
+              int64_t first_row) const override {
+    QWEN2_TRY(const Module module, open(name, rows, target.cols));
+    QWEN2_CHECK(check_format(name, target, module.format));
+    QWEN2_CHECK(check_scales_f16(std::string(name) + ".scales", *module.scales));
+    const int64_t words = rows / 8;
+    for_each_block(rows, first_row, [&](const BlockRows& part) {
+      copy_scales(target, part, *module.scales, rows);
+      copy_zeros(target, part, [&](int64_t group, int64_t row) {
+        return static_cast<int>(module.qzeros->at<uint32_t>(group * words + row / 8) >> nibble_shift(row) &
+                                15);
+      });
+      copy_codes(target, part, [&](int64_t col, EightColumns& codes) {
+        for (int64_t j = 0; j < 8; ++j) {
+          auto& column = codes[static_cast<size_t>(j)];
+          for (int64_t i = 0; i < part.count; ++i) {
+            const int64_t row = part.first + i;
+            const auto word = module.qweight->at<uint32_t>((col + j) * words + row / 8);
+            column[static_cast<size_t>(i)] = static_cast<uint8_t>(word >> nibble_shift(row) & 15);
+          }
+        }
+      });
+    });
+    for (const RawTensor* tensor : {module.qweight, module.qzeros, module.scales}) tensor->release();
+    return {};
+  }
+
+ private:
+  Result<Module> open(std::string_view name, int64_t rows, int64_t cols) const {
+    const std::string prefix(name);
+    Module module;
+    QWEN2_TRY(const int64_t group, columns_of_group(tensors_, name, group_, cols));
+    if (rows % 8 != 0) {
+      return fail(ErrorKind::kUnsupported, "'{}': module '{}' has {} rows; a multiple of 8 was expected",
+                  tensors_.folder().string(), name, rows);
+    }
+    QWEN2_TRY(module.qweight, tensors_.get(prefix + ".qweight", "I32", {cols, rows / 8}));
+    QWEN2_TRY(module.qzeros, tensors_.get(prefix + ".qzeros", "I32", {cols / group, rows / 8}));
+    QWEN2_TRY(module.scales, tensors_.get(prefix + ".scales", "F16", {cols / group, rows}));
+    module.format = {.bits = 4, .group = group, .scale = ScaleForm::kF16, .offset = OffsetForm::kZero};
+    return module;
+  }
+
+  const TensorTable& tensors_;
+  int64_t group_;  // -1: whole rows
+};
+
+}  // namespace
+
+ReaderResult open_awq_reader(const TensorTable& tensors, const QuantizationSettings& settings) {
+  QWEN2_TRY(const int64_t bits, settings.integer("bits"));
+  if (bits != 4) {
+    return fail(ErrorKind::kUnsupported, "'quantization_config.bits' is {}; 4 was expected for \"awq\"",
+                bits);
+  }
+  QWEN2_TRY(const int64_t group, settings.group_size());
+  QWEN2_TRY(const std::string_view version, settings.text("version", "gemm"));
+  if (version != "gemm" && version != "GEMM") {
+    return fail(ErrorKind::kUnsupported, "'quantization_config.version' is \"{}\"; \"gemm\" was expected",
+                version.substr(0, 64));
+  }
+  QWEN2_TRY(const bool zero_point, settings.boolean("zero_point", true));
+  if (!zero_point) {
+    return fail(ErrorKind::kUnsupported, "'quantization_config.zero_point' is false; true was expected");
+  }
+  return std::make_unique<AwqReader>(tensors, group);
+}
+
+}  // namespace qwen2

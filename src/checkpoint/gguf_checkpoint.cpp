@@ -1,0 +1,192 @@
+#include <array>
+
+#include "base/memory.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/gguf.h"
+#include "checkpoint/gguf_blocks.h"
+#include "checkpoint/gguf_metadata.h"
+#include "checkpoint/plain_tensor.h"
+
+namespace qwen2 {
+namespace {
+
+namespace fs = std::filesystem;
+
+using NamePair = std::pair<std::string_view, std::string_view>;
+
+// Hugging Face's names and GGUF's. The rows of q and k keep Hugging Face's order: GGUF permutes them only for
+// architectures whose RoPE turns neighbouring elements, and Qwen2's turns the halves of a head.
+constexpr std::array kModelNames = std::to_array<NamePair>({
+    {"model.embed_tokens.weight", "token_embd.weight"},
+    {"model.norm.weight", "output_norm.weight"},
+    {"lm_head.weight", "output.weight"},
+});
+constexpr std::array kLayerNames = std::to_array<NamePair>({
+    {"input_layernorm.weight", "attn_norm.weight"},
+    {"self_attn.q_proj.weight", "attn_q.weight"},
+    {"self_attn.q_proj.bias", "attn_q.bias"},
+    {"self_attn.k_proj.weight", "attn_k.weight"},
+    {"self_attn.k_proj.bias", "attn_k.bias"},
+    {"self_attn.v_proj.weight", "attn_v.weight"},
+    {"self_attn.v_proj.bias", "attn_v.bias"},
+    {"self_attn.o_proj.weight", "attn_output.weight"},
+    {"post_attention_layernorm.weight", "ffn_norm.weight"},
+    {"mlp.gate_proj.weight", "ffn_gate.weight"},
+    {"mlp.up_proj.weight", "ffn_up.weight"},
+    {"mlp.down_proj.weight", "ffn_down.weight"},
+});
+
+// Empty for a name that Qwen2 does not have.
+std::string gguf_name(std::string_view name) {
+  for (const auto& [ours, theirs] : kModelNames) {
+    if (name == ours) return std::string(theirs);
+  }
+  static constexpr std::string_view kLayers = "model.layers.";
+  if (!name.starts_with(kLayers)) return {};
+  name.remove_prefix(kLayers.size());
+  const size_t dot = name.find('.');
+  if (dot == std::string_view::npos) return {};
+  for (const auto& [ours, theirs] : kLayerNames) {
+    if (name.substr(dot + 1) == ours) return fmt::format("blk.{}.{}", name.substr(0, dot), theirs);
+  }
+  return {};
+}
+
+// The plain type of a tensor; nothing for quantised ones and for types that are not read.
+std::optional<DType> plain_type(GgmlType type) {
+  switch (type) {
+    case GgmlType::kF32:
+      return DType::kF32;
+    case GgmlType::kF16:
+      return DType::kF16;
+    case GgmlType::kBF16:
+      return DType::kBF16;
+    default:
+      return std::nullopt;
+  }
+}
+
+class GgufCheckpoint final : public Checkpoint {
+ public:
+  Status open(const fs::path& path) {
+    path_ = path;
+    QWEN2_TRY(file_, MappedFile::open(path));
+    const auto read = [&]() -> Status {
+      QWEN2_TRY(header_, parse_gguf(file_.bytes()));
+      QWEN2_TRY(config_, gguf_config_json(header_));
+      QWEN2_TRY(generation_config_, gguf_generation_config_json(header_));
+      for (const auto& [name, tensor] : header_.tensors) {
+        if (plain_type(tensor.type) || gguf_format(tensor.type)) continue;
+        return fail(ErrorKind::kUnsupported,
+                    "tensor '{}' has type {}; F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K or Q6_K was "
+                    "expected",
+                    name.substr(0, 64), ggml_type_name(tensor.type));
+      }
+      return {};
+    };
+    if (auto status = read(); !status) return within(fmt::format("'{}'", path.string()), status.error());
+    return {};
+  }
+
+  std::string config_json() const override { return config_; }
+  std::string generation_config_json() const override { return generation_config_; }
+  bool has(std::string_view name) const override { return header_.tensors.contains(gguf_name(name)); }
+
+  Result<std::optional<QuantizedFormat>> matrix_format(std::string_view name, int64_t rows,
+                                                       int64_t cols) const override {
+    QWEN2_TRY(const GgufTensor* tensor, find(name, {cols, rows, 1, 1}));
+    return gguf_format(tensor->type);
+  }
+
+  Status read_matrix(std::string_view name, int64_t rows, int64_t cols, const RowSink& sink) const override {
+    QWEN2_TRY(const GgufTensor* tensor, find(name, {cols, rows, 1, 1}));
+    const auto type = plain_type(tensor->type);
+    if (!type) return fail(ErrorKind::kInternal, "tensor '{}' is quantised", name);
+    const auto bytes = bytes_of(*tensor);
+    read_plain_rows(bytes.data(), *type, rows, cols, sink);
+    file_.release(bytes);
+    return {};
+  }
+
+  Status load_quantized(std::string_view name, int64_t rows, const QuantizedMatrix& target,
+                        int64_t first_row) const override {
+    QWEN2_TRY(const GgufTensor* tensor, find(name, {target.cols, rows, 1, 1}));
+    const auto format = gguf_format(tensor->type);
+    if (!format || *format != target.format) {
+      return fail(ErrorKind::kInternal, "tensor '{}' of type {} is loaded into another format", name,
+                  ggml_type_name(tensor->type));
+    }
+    const auto bytes = bytes_of(*tensor);
+    const size_t row_bytes = bytes.size() / static_cast<size_t>(rows);
+    // Whole blocks of rows a thread, so that no two threads write the same cache lines.
+#pragma omp parallel for schedule(static, kBlockRows)
+    for (int64_t row = 0; row < rows; ++row) {
+      copy_gguf_row(tensor->type, bytes.data() + static_cast<size_t>(row) * row_bytes, target,
+                    first_row + row);
+    }
+    file_.release(bytes);
+    return {};
+  }
+
+  Status load_vector(std::string_view name, int64_t size, float* out) const override {
+    QWEN2_TRY(const GgufTensor* tensor, find(name, {size, 1, 1, 1}));
+    const auto type = plain_type(tensor->type);
+    if (!type) {
+      return fail(ErrorKind::kUnsupported, "'{}': tensor '{}' has type {}; F32, F16 or BF16 was expected",
+                  path_.string(), gguf_name(name), ggml_type_name(tensor->type));
+    }
+    to_floats(bytes_of(*tensor).data(), *type, size, out);
+    return {};
+  }
+
+ private:
+  // `shape` as GGUF has it, the fastest dimension first.
+  Result<const GgufTensor*> find(std::string_view name, const std::array<int64_t, 4>& shape) const {
+    const std::string theirs = gguf_name(name);
+    const auto found = header_.tensors.find(theirs);
+    if (found == header_.tensors.end()) {
+      return fail(ErrorKind::kNotFound, "'{}': tensor '{}' ('{}') is missing", path_.string(), theirs, name);
+    }
+    if (found->second.shape != shape) {
+      return fail(ErrorKind::kFormat, "'{}': tensor '{}' has shape [{}], the configuration wants [{}]",
+                  path_.string(), theirs, fmt::join(found->second.shape, ", "), fmt::join(shape, ", "));
+    }
+    return &found->second;
+  }
+
+  [[nodiscard]] std::span<const std::byte> bytes_of(const GgufTensor& tensor) const {
+    return file_.bytes().subspan(tensor.begin, tensor.bytes);
+  }
+
+  fs::path path_;
+  MappedFile file_;
+  GgufFile header_;  // views into file_
+  std::string config_;
+  std::string generation_config_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Checkpoint>> open_gguf(const fs::path& path) {
+  auto checkpoint = std::make_unique<GgufCheckpoint>();
+  QWEN2_CHECK(checkpoint->open(path));
+  return checkpoint;
+}
+
+bool is_gguf_file(const std::string& model) {
+  std::error_code ignored;
+  return model.ends_with(".gguf") && fs::is_regular_file(model, ignored);
+}
+
+Result<TokenizerTexts> gguf_tokenizer(const fs::path& path) {
+  QWEN2_TRY(const auto mapped, MappedFile::open(path));
+  const auto read = [&]() -> Result<TokenizerTexts> {
+    QWEN2_TRY(const GgufFile file, parse_gguf(mapped.bytes()));
+    return gguf_tokenizer(file);
+  };
+  auto texts = read();
+  if (!texts) return within(fmt::format("'{}'", path.string()), texts.error());
+  return texts;
+}
+
+}  // namespace qwen2

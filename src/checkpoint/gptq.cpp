@@ -1,0 +1,208 @@
+// GPTQ modules, as AutoGPTQ and GPTQModel write them and Transformers, vLLM and GPTQModel read them
+// (https://github.com/ModelCloud/GPTQModel). With per = 32 / bits codes in an int32, lowest bits first:
+//   NAME.qweight I32 [in / per, out]      the codes of `per` neighbouring inputs
+//   NAME.qzeros  I32 [groups, out / per]  the zeros of `per` neighbouring outputs
+//   NAME.scales  F16 [groups, out]
+//   NAME.g_idx   I32 [in]                 the group of each input; only "desc_act" files need it
+// and w = scale * (code - zero). "checkpoint_format": "gptq_v2" stores the zero itself, "gptq" one less.
+#include "checkpoint/quantized_blocks.h"
+#include "checkpoint/quantized_reader.h"
+
+namespace qwen2 {
+namespace {
+
+struct Settings {
+  int64_t bits = 4;
+  int64_t group = 128;  // -1: whole rows
+  bool sym = true;
+  bool desc_act = false;
+  // What is added to a stored word of zeros. GPTQModel adds ones to whole words when it reads "gptq", and
+  // subtracts them when it writes, so that a borrow of a zero of 0 crosses into its neighbour and comes back.
+  // Other readers add one to each field, with a wrap or without; all agree where no field is all ones.
+  uint32_t zero_offset = 0;
+};
+
+struct Module {
+  const RawTensor* qweight = nullptr;
+  const RawTensor* qzeros = nullptr;
+  const RawTensor* scales = nullptr;
+  const RawTensor* g_idx = nullptr;  // may be null
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t group = 0;           // columns
+  std::vector<int32_t> order;  // stored column -> input; empty where they are the same
+
+  [[nodiscard]] int64_t groups() const { return cols / group; }
+};
+
+class GptqReader final : public QuantizedReader {
+ public:
+  GptqReader(const TensorTable& tensors, const Settings& settings) : tensors_(tensors), settings_(settings) {}
+
+  bool has(std::string_view module) const override {
+    return tensors_.find(std::string(module) + ".qweight") != nullptr;
+  }
+
+  Result<QuantizedFormat> format(std::string_view name, int64_t rows, int64_t cols) const override {
+    QWEN2_TRY(const Module module, open(name, rows, cols));
+    return format_of(module);
+  }
+
+  Status load(std::string_view name, int64_t rows, const QuantizedMatrix& target,
+              int64_t first_row) const override {
+    QWEN2_TRY(const Module module, open(name, rows, target.cols));
+    QWEN2_CHECK(check_format(name, target, format_of(module)));
+    QWEN2_CHECK(check_scales_f16(std::string(name) + ".scales", *module.scales));
+    QWEN2_CHECK(set_permutation(name, module, target, first_row));
+    for_each_block(rows, first_row, [&](const BlockRows& part) {
+      copy_scales(target, part, *module.scales, rows);
+      if (target.format.offset == OffsetForm::kZero) {
+        copy_zeros(target, part, [&](int64_t group, int64_t row) { return zero(module, group, row); });
+      }
+      copy_module_codes(module, target, part);
+    });
+    for (const RawTensor* tensor : {module.qweight, module.qzeros, module.scales}) tensor->release();
+    return {};
+  }
+
+ private:
+  [[nodiscard]] int64_t per_word() const { return 32 / settings_.bits; }
+  [[nodiscard]] uint32_t mask() const { return (uint32_t{1} << settings_.bits) - 1; }
+  // Codes of 8 bits are stored signed.
+  [[nodiscard]] int bias() const { return settings_.bits == 8 ? 128 : 0; }
+
+  Result<Module> open(std::string_view name, int64_t rows, int64_t cols) const {
+    const std::string prefix(name);
+    Module module;
+    module.rows = rows;
+    module.cols = cols;
+    QWEN2_TRY(module.group, columns_of_group(tensors_, name, settings_.group, cols));
+    if (rows % per_word() != 0) {
+      return fail(ErrorKind::kUnsupported, "'{}': module '{}' has {} rows; a multiple of {} was expected",
+                  tensors_.folder().string(), name, rows, per_word());
+    }
+    const int64_t groups = module.groups();
+    QWEN2_TRY(module.qweight, tensors_.get(prefix + ".qweight", "I32", {cols / per_word(), rows}));
+    QWEN2_TRY(module.qzeros, tensors_.get(prefix + ".qzeros", "I32", {groups, rows / per_word()}));
+    QWEN2_TRY(module.scales, tensors_.get(prefix + ".scales", "F16", {groups, rows}));
+    if (settings_.desc_act || tensors_.find(prefix + ".g_idx") != nullptr) {
+      QWEN2_TRY(module.g_idx, tensors_.get(prefix + ".g_idx", "I32", {cols}));
+      QWEN2_TRY(module.order, column_order(prefix + ".g_idx", module));
+    }
+    return module;
+  }
+
+  // The inputs ordered by group, each group in ascending order; empty where that changes nothing.
+  static Result<std::vector<int32_t>> column_order(std::string_view name, const Module& module) {
+    const RawTensor& g_idx = *module.g_idx;
+    std::vector<int32_t> order(static_cast<size_t>(module.cols));
+    std::vector<int64_t> used(static_cast<size_t>(module.groups()));
+    bool natural = true;
+    for (int64_t k = 0; k < module.cols; ++k) {
+      const auto group = g_idx.at<int32_t>(k);
+      if (group < 0 || group >= module.groups()) {
+        return fail(ErrorKind::kFormat,
+                    "'{}': tensor '{}' holds {} at [{}]; a group from 0 to {} was expected", g_idx.path, name,
+                    group, k, module.groups() - 1);
+      }
+      int64_t& count = used[static_cast<size_t>(group)];
+      if (count == module.group) {
+        return fail(ErrorKind::kFormat,
+                    "'{}': tensor '{}' gives group {} more than {} columns; equal groups were expected",
+                    g_idx.path, name, group, module.group);
+      }
+      order[static_cast<size_t>(group * module.group + count)] = static_cast<int32_t>(k);
+      ++count;
+      natural = natural && group == k / module.group;
+    }
+    // No group has too many columns, so none has too few.
+    if (natural) order.clear();
+    return order;
+  }
+
+  QuantizedFormat format_of(const Module& module) const {
+    QuantizedFormat format;
+    format.bits = static_cast<int>(settings_.bits);
+    format.group = module.group;
+    format.scale = ScaleForm::kF16;
+    format.offset = settings_.sym && zeros_are_centred(module) ? OffsetForm::kNone : OffsetForm::kZero;
+    format.permuted = !module.order.empty();
+    return format;
+  }
+
+  // Whether every zero is 2^(bits - 1), which kNone stands for.
+  bool zeros_are_centred(const Module& module) const {
+    const uint32_t centred = settings_.bits == 4 ? 0x88888888U : 0x80808080U;
+    const auto words = static_cast<int64_t>(module.qzeros->bytes.size() / sizeof(uint32_t));
+    for (int64_t i = 0; i < words; ++i) {
+      if (module.qzeros->at<uint32_t>(i) + settings_.zero_offset != centred) return false;
+    }
+    return true;
+  }
+
+  int zero(const Module& module, int64_t group, int64_t row) const {
+    const int64_t words = module.rows / per_word();
+    const uint32_t word =
+        module.qzeros->at<uint32_t>(group * words + row / per_word()) + settings_.zero_offset;
+    return static_cast<int>(word >> (row % per_word() * settings_.bits) & mask()) - bias();
+  }
+
+  // Rows that are added to others share their activations, hence their order.
+  static Status set_permutation(std::string_view name, const Module& module, const QuantizedMatrix& target,
+                                int64_t first_row) {
+    if (module.order.empty()) return {};
+    if (first_row == 0) {
+      std::copy(module.order.begin(), module.order.end(), target.permutation);
+    } else if (!std::equal(module.order.begin(), module.order.end(), target.permutation)) {
+      return fail(
+          ErrorKind::kUnsupported,
+          "'{}': tensor '{}.g_idx' orders the columns differently from the modules with the same input",
+          module.g_idx->path, name);
+    }
+    return {};
+  }
+
+  void copy_module_codes(const Module& module, const QuantizedMatrix& target, const BlockRows& part) const {
+    const auto sign = static_cast<uint8_t>(bias());  // flipping the top bit subtracts 128
+    copy_codes(target, part, [&](int64_t col, EightColumns& codes) {
+      for (int64_t j = 0; j < 8; ++j) {
+        const int64_t input = module.order.empty() ? col + j : module.order[static_cast<size_t>(col + j)];
+        const int64_t start = input / per_word() * module.rows + part.first;
+        const int64_t shift = input % per_word() * settings_.bits;
+        auto& column = codes[static_cast<size_t>(j)];
+        for (int64_t i = 0; i < part.count; ++i) {
+          const uint32_t code = module.qweight->at<uint32_t>(start + i) >> shift & mask();
+          column[static_cast<size_t>(i)] = static_cast<uint8_t>(code ^ sign);
+        }
+      }
+    });
+  }
+
+  const TensorTable& tensors_;
+  Settings settings_;
+};
+
+}  // namespace
+
+ReaderResult open_gptq_reader(const TensorTable& tensors, const QuantizationSettings& settings) {
+  Settings s;
+  QWEN2_TRY(s.bits, settings.integer("bits"));
+  if (s.bits != 4 && s.bits != 8) {
+    return fail(ErrorKind::kUnsupported, "'quantization_config.bits' is {}; 4 or 8 was expected for \"gptq\"",
+                s.bits);
+  }
+  QWEN2_TRY(s.group, settings.group_size());
+  QWEN2_TRY(s.sym, settings.boolean("sym", true));
+  QWEN2_TRY(s.desc_act, settings.boolean("desc_act", false));
+  QWEN2_TRY(const std::string_view layout, settings.text("checkpoint_format", "gptq"));
+  QWEN2_TRY(const bool marlin, settings.boolean("is_marlin_format", false));
+  if ((layout != "gptq" && layout != "gptq_v2") || marlin) {
+    return fail(ErrorKind::kUnsupported,
+                "'quantization_config.checkpoint_format' is \"{}\"; \"gptq\" or \"gptq_v2\" was expected",
+                marlin ? "marlin" : layout.substr(0, 64));
+  }
+  if (layout == "gptq") s.zero_offset = s.bits == 4 ? 0x11111111U : 0x01010101U;
+  return std::make_unique<GptqReader>(tensors, s);
+}
+
+}  // namespace qwen2

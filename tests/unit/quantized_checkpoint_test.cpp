@@ -1,0 +1,461 @@
+// Quantised folders against twins with the same weights in float32; both are written by
+// tests/tools/make_quantized_fixtures.py.
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <limits>
+#include <map>
+
+#include "base/memory.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/safetensors.h"
+#include "model/qwen2_config.h"
+#include "model/weights.h"
+#include "paths.h"
+#include "tensor/quantized_storage.h"
+
+namespace qwen2 {
+namespace {
+
+// Everything in bf16, whatever the checkpoint has.
+constexpr Precision kExpanded{.bits = 16, .head_bits = 16};
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+struct Fixture {
+  const char* name;
+  const char* twin;
+  QuantizedFormat format;  // a group of 0 stands for whole rows
+};
+
+// GoogleTest prints it in the tests' names.
+void PrintTo(const Fixture& fixture, std::ostream* out) {
+  *out << fixture.name;
+}
+
+const std::vector<Fixture>& fixtures() {
+  using enum OffsetForm;
+  static const std::vector<Fixture> kFixtures{
+      {"gptq4_sym_g128", "gptq4_sym_g128_twin", {4, 128, ScaleForm::kF16, kNone, false}},
+      {"gptq4_asym_g32_act", "gptq4_asym_g32_act_twin", {4, 32, ScaleForm::kF16, kZero, true}},
+      {"gptq4_v2_asym_g64", "awq_g64_twin", {4, 64, ScaleForm::kF16, kZero, false}},
+      {"gptq8_sym_g64", "gptq8_sym_g64_twin", {8, 64, ScaleForm::kF16, kNone, false}},
+      {"gptq8_asym_row", "gptq8_asym_row_twin", {8, 0, ScaleForm::kF16, kZero, false}},
+      {"awq_g128", "gptq4_sym_g128_twin", {4, 128, ScaleForm::kF16, kZero, false}},
+      {"awq_g64", "awq_g64_twin", {4, 64, ScaleForm::kF16, kZero, false}},
+      {"bnb8", "bnb8_twin", {8, 0, ScaleForm::kF32, kNone, false}}};
+  return kFixtures;
+}
+
+fs::path fixture_folder(const std::string& name) {
+  return test::source_folder() / "tests/fixtures/quantized" / name;
+}
+
+// The tensors of one file, to be compared or damaged.
+struct File {
+  struct Tensor {
+    std::string dtype;
+    std::vector<int64_t> shape;
+    std::string bytes;
+
+    template <class T>
+    void set(size_t index, T value) {
+      std::memcpy(bytes.data() + index * sizeof value, &value, sizeof value);
+    }
+  };
+  std::map<std::string, Tensor> tensors;
+
+  explicit File(const fs::path& path) {
+    const auto text = read_text_file(path);
+    const auto header = parse_safetensors({reinterpret_cast<const std::byte*>(text->data()), text->size()});
+    for (const auto& [name, entry] : header->tensors) {
+      tensors[name] = {entry.dtype, entry.shape,
+                       text->substr(header->data_start + entry.begin, entry.end - entry.begin)};
+    }
+  }
+
+  void write(const fs::path& path) const {
+    json::object header;
+    std::string data;
+    for (const auto& [name, tensor] : tensors) {
+      header[name] = {{"dtype", tensor.dtype},
+                      {"shape", json::value_from(tensor.shape)},
+                      {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
+      data += tensor.bytes;
+    }
+    const std::string text = json::serialize(header);
+    const uint64_t size = text.size();
+    std::ofstream out(path, std::ios::binary);
+    out.write(reinterpret_cast<const char*>(&size), sizeof size) << text << data;
+  }
+};
+
+struct Shape {
+  std::string name;
+  int64_t rows;
+  int64_t cols;
+};
+
+std::vector<Shape> quantized_matrices(const Qwen2Config& c) {
+  const std::string layer = "model.layers.0.";
+  return {{layer + "self_attn.q_proj.weight", c.q_size(), c.hidden_size},
+          {layer + "self_attn.k_proj.weight", c.kv_size(), c.hidden_size},
+          {layer + "self_attn.v_proj.weight", c.kv_size(), c.hidden_size},
+          {layer + "self_attn.o_proj.weight", c.hidden_size, c.q_size()},
+          {layer + "mlp.gate_proj.weight", c.intermediate_size, c.hidden_size},
+          {layer + "mlp.up_proj.weight", c.intermediate_size, c.hidden_size},
+          {layer + "mlp.down_proj.weight", c.hidden_size, c.intermediate_size}};
+}
+
+struct Opened {
+  std::unique_ptr<Checkpoint> checkpoint;
+  Qwen2Config config;
+};
+
+Result<Opened> open_folder(const fs::path& folder) {
+  Opened opened;
+  QWEN2_TRY(opened.checkpoint, open_checkpoint(folder.string()));
+  QWEN2_TRY(opened.config, parse_qwen2_config(opened.checkpoint->config_json(),
+                                              opened.checkpoint->generation_config_json()));
+  return opened;
+}
+
+Result<QuantizedStorage> load_one(const Checkpoint& checkpoint, const Shape& shape) {
+  QWEN2_TRY(const std::optional<QuantizedFormat> format,
+            checkpoint.matrix_format(shape.name, shape.rows, shape.cols));
+  if (!format) return fail(ErrorKind::kInternal, "'{}' is not quantised", shape.name);
+  QuantizedStorage storage(*format, shape.rows, shape.cols);
+  QWEN2_CHECK(checkpoint.load_quantized(shape.name, shape.rows, storage.matrix(), 0));
+  return storage;
+}
+
+// Rows [first, first + rows) of `matrix` against the float32 tensor, bit by bit.
+void expect_rows(const QuantizedMatrix& matrix, int64_t first, int64_t rows, const std::string& expected) {
+  const auto row_bytes = static_cast<size_t>(matrix.cols) * sizeof(float);
+  std::vector<float> row(static_cast<size_t>(matrix.cols));
+  for (int64_t n = 0; n < rows; ++n) {
+    matrix.get_row(first + n, row.data());
+    ASSERT_EQ(std::memcmp(row.data(), expected.data() + static_cast<size_t>(n) * row_bytes, row_bytes), 0)
+        << "row " << n;
+  }
+}
+
+class QuantizedFolder : public testing::TestWithParam<Fixture> {
+ protected:
+  void SetUp() override {
+    auto opened = open_folder(fixture_folder(GetParam().name));
+    ASSERT_TRUE(opened) << opened.error().message;
+    model_ = std::move(*opened);
+  }
+
+  Opened model_;
+  File twin_{fixture_folder(GetParam().twin) / "model.safetensors"};
+};
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, QuantizedFolder, testing::ValuesIn(fixtures()),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+TEST_P(QuantizedFolder, HasTheTwinsValues) {
+  for (const Shape& shape : quantized_matrices(model_.config)) {
+    SCOPED_TRACE(shape.name);
+    EXPECT_TRUE(model_.checkpoint->has(shape.name));
+    const auto storage = load_one(*model_.checkpoint, shape);
+    ASSERT_TRUE(storage) << storage.error().message;
+    QuantizedFormat expected = GetParam().format;
+    if (expected.group == 0) expected.group = shape.cols;
+    EXPECT_EQ(storage->matrix().format, expected);
+    expect_rows(storage->matrix(), 0, shape.rows, twin_.tensors.at(shape.name).bytes);
+  }
+}
+
+// Matrices below each other, also where one ends inside of a block of 64 rows.
+TEST_P(QuantizedFolder, StacksMatricesWithTheSameInput) {
+  const auto shapes = quantized_matrices(model_.config);
+  for (const std::vector<size_t>& stack : {std::vector<size_t>{0, 1, 2}, std::vector<size_t>{4, 5}}) {
+    int64_t rows = 0;
+    for (const size_t i : stack) rows += shapes[i].rows;
+    const auto format =
+        model_.checkpoint->matrix_format(shapes[stack[0]].name, shapes[stack[0]].rows, shapes[stack[0]].cols);
+    ASSERT_TRUE(format) << format.error().message;
+    const QuantizedStorage storage(**format, rows, shapes[stack[0]].cols);
+    int64_t first = 0;
+    for (const size_t i : stack) {
+      const auto status =
+          model_.checkpoint->load_quantized(shapes[i].name, shapes[i].rows, storage.matrix(), first);
+      ASSERT_TRUE(status) << status.error().message;
+      first += shapes[i].rows;
+    }
+    first = 0;
+    for (const size_t i : stack) {
+      SCOPED_TRACE(shapes[i].name);
+      expect_rows(storage.matrix(), first, shapes[i].rows, twin_.tensors.at(shapes[i].name).bytes);
+      first += shapes[i].rows;
+    }
+  }
+}
+
+TEST_P(QuantizedFolder, LoadsMatricesAsRoundedTwins) {
+  for (const Shape& shape : quantized_matrices(model_.config)) {
+    std::vector<uint16_t> data(PackedMatrix::packed_bytes(shape.rows, shape.cols) / 2);
+    const PackedMatrix matrix{data.data(), shape.rows, shape.cols};
+    const auto status = read_expanded(*model_.checkpoint, shape.name, shape.rows, shape.cols,
+                                      [&](int64_t n, const float* values) { matrix.set_row(n, values); });
+    ASSERT_TRUE(status) << status.error().message;
+    const std::string& expected = twin_.tensors.at(shape.name).bytes;
+    std::vector<float> row(static_cast<size_t>(shape.cols));
+    for (int64_t n = 0; n < shape.rows; ++n) {
+      matrix.get_row(n, row.data());
+      for (int64_t k = 0; k < shape.cols; ++k) {
+        float value = 0;
+        std::memcpy(&value, expected.data() + static_cast<size_t>(n * shape.cols + k) * sizeof value,
+                    sizeof value);
+        ASSERT_EQ(row[static_cast<size_t>(k)], bf16_to_float(float_to_bf16(value))) << shape.name << " " << n;
+      }
+    }
+  }
+}
+
+TEST_P(QuantizedFolder, LeavesTheRestAsItWas) {
+  const auto twin = open_folder(fixture_folder(GetParam().twin));
+  ASSERT_TRUE(twin) << twin.error().message;
+  const std::string table = "model.embed_tokens.weight";
+  const auto format =
+      model_.checkpoint->matrix_format(table, model_.config.vocab_size, model_.config.hidden_size);
+  ASSERT_TRUE(format) << format.error().message;
+  EXPECT_FALSE(format->has_value());
+  const auto quantized =
+      load_weights(*model_.checkpoint, model_.config, kExpanded, cpu::kernels_for(cpu::Isa::kBaseline));
+  const auto expected =
+      load_weights(*twin->checkpoint, twin->config, kExpanded, cpu::kernels_for(cpu::Isa::kBaseline));
+  ASSERT_TRUE(quantized) << quantized.error().message;
+  ASSERT_TRUE(expected) << expected.error().message;
+  // The twin rounds the same values to bf16, so that whole models must agree.
+  ASSERT_EQ(quantized->storage.size(), expected->storage.size());
+  EXPECT_EQ(std::memcmp(quantized->storage.data(), expected->storage.data(), expected->storage.size()), 0);
+}
+
+// A copy of a fixture that can be changed.
+class Copy {
+ public:
+  explicit Copy(const std::string& fixture)
+      : folder_(fs::temp_directory_path() / ("qwen2-quantized-" + std::to_string(::getpid()))) {
+    fs::remove_all(folder_);
+    fs::copy(fixture_folder(fixture), folder_);
+  }
+  ~Copy() { fs::remove_all(folder_); }
+  Copy(const Copy&) = delete;
+  Copy& operator=(const Copy&) = delete;
+
+  [[nodiscard]] fs::path weights() const { return folder_ / "model.safetensors"; }
+  void edit(const std::function<void(File&)>& change) const {
+    File file(weights());
+    change(file);
+    file.write(weights());
+  }
+  void set(const std::string& field, const json::value& value) const {
+    json::value config = json::parse(*read_text_file(folder_ / "config.json"));
+    config.at("quantization_config").as_object()[field] = value;
+    std::ofstream(folder_ / "config.json") << json::serialize(config);
+  }
+  // The error of loading every quantised matrix, empty when there is none.
+  [[nodiscard]] std::string error() const {
+    const auto opened = open_folder(folder_);
+    if (!opened) return opened.error().message;
+    for (const Shape& shape : quantized_matrices(opened->config)) {
+      const auto storage = load_one(*opened->checkpoint, shape);
+      if (!storage) return storage.error().message;
+    }
+    return "";
+  }
+
+ private:
+  fs::path folder_;
+};
+
+const std::string kModule = "model.layers.0.mlp.down_proj";
+
+struct Damage {
+  const char* what;
+  const char* fixture;
+  std::function<void(const Copy&)> change;
+  std::vector<std::string> message;  // parts of the error
+};
+
+std::function<void(const Copy&)> setting(const std::string& field, const json::value& value) {
+  return [=](const Copy& copy) { copy.set(field, value); };
+}
+
+std::function<void(const Copy&)> without(const std::string& tensor) {
+  return [=](const Copy& copy) { copy.edit([&](File& file) { file.tensors.erase(kModule + tensor); }); };
+}
+
+std::function<void(const Copy&)> changed(const std::string& tensor,
+                                         const std::function<void(File::Tensor&)>& change) {
+  return [=](const Copy& copy) { copy.edit([&](File& file) { change(file.tensors.at(kModule + tensor)); }); };
+}
+
+std::function<void(const Copy&)> with_dtype(const std::string& tensor, const std::string& dtype) {
+  return changed(tensor, [=](File::Tensor& t) { t.dtype = dtype; });
+}
+
+std::function<void(const Copy&)> with_shape(const std::string& tensor, const std::vector<int64_t>& shape) {
+  return changed(tensor, [=](File::Tensor& t) { t.shape = shape; });
+}
+
+template <class T>
+std::function<void(const Copy&)> with_element(const std::string& tensor, size_t index, T value) {
+  return changed(tensor, [=](File::Tensor& t) { t.set(index, value); });
+}
+
+void expect_errors(const std::vector<Damage>& cases) {
+  for (const Damage& damage : cases) {
+    const Copy copy(damage.fixture);
+    ASSERT_EQ(copy.error(), "") << damage.fixture;
+    damage.change(copy);
+    const std::string error = copy.error();
+    for (const std::string& part : damage.message) {
+      EXPECT_NE(error.find(part), std::string::npos) << damage.what << ": " << error;
+    }
+  }
+}
+
+TEST(QuantizedDamage, NamesTheFieldOfTheConfiguration) {
+  const std::string file = "config.json";
+  expect_errors({
+      {"method", "awq_g64", setting("quant_method", "hqq"), {file, "quant_method", "\"hqq\"", "\"awq\""}},
+      {"no method", "awq_g64", setting("quant_method", nullptr), {file, "quant_method", "a string"}},
+      {"3 bits", "gptq4_sym_g128", setting("bits", 3), {file, "bits", "is 3; 4 or 8"}},
+      {"bits as text", "gptq4_sym_g128", setting("bits", "4"), {file, "bits", "an integer"}},
+      {"group 7", "gptq4_sym_g128", setting("group_size", 7), {file, "group_size", "is 7; 16, 32"}},
+      {"group 0", "gptq4_sym_g128", setting("group_size", 0), {file, "group_size", "is 0; 16, 32"}},
+      {"no group", "awq_g64", setting("group_size", nullptr), {file, "group_size", "an integer"}},
+      {"sym", "gptq4_sym_g128", setting("sym", 1), {file, "sym", "true or false"}},
+      {"layout",
+       "gptq4_sym_g128",
+       setting("checkpoint_format", "marlin"),
+       {file, "checkpoint_format", "\"gptq_v2\""}},
+      {"marlin",
+       "gptq4_sym_g128",
+       setting("is_marlin_format", true),
+       {file, "checkpoint_format", "\"marlin\""}},
+      {"AWQ's bits", "awq_g64", setting("bits", 8), {file, "bits", "is 8; 4"}},
+      {"version", "awq_g64", setting("version", "gemv"), {file, "version", "\"gemv\"; \"gemm\""}},
+      {"no zeros", "awq_g64", setting("zero_point", false), {file, "zero_point", "true was expected"}},
+      {"4 bits", "bnb8", setting("load_in_4bit", true), {file, "load_in_4bit", "not supported"}},
+      {"no 8 bits", "bnb8", setting("load_in_8bit", false), {file, "load_in_8bit", "8 bits were expected"}},
+  });
+}
+
+TEST(QuantizedDamage, NamesTheTensorOfGptq) {
+  const std::string file = "model.safetensors";
+  const std::string idx = kModule + ".g_idx";
+  expect_errors({
+      {"truncated",
+       "gptq4_sym_g128",
+       [](const Copy& copy) { fs::resize_file(copy.weights(), fs::file_size(copy.weights()) - 1); },
+       {file, "truncated"}},
+      {"no qweight", "gptq4_sym_g128", without(".qweight"), {kModule + ".weight", "missing"}},
+      {"no qzeros", "gptq4_sym_g128", without(".qzeros"), {kModule + ".qzeros", "missing"}},
+      {"no scales", "gptq8_sym_g64", without(".scales"), {kModule + ".scales", "missing"}},
+      {"no g_idx", "gptq4_asym_g32_act", without(".g_idx"), {idx, "missing"}},
+      {"dtype", "gptq4_sym_g128", with_dtype(".qweight", "U32"), {file, kModule + ".qweight", "U32; I32"}},
+      {"zeros' dtype",
+       "gptq4_sym_g128",
+       with_dtype(".qzeros", "F32"),
+       {file, kModule + ".qzeros", "F32; I32"}},
+      {"scales' dtype",
+       "gptq4_sym_g128",
+       with_dtype(".scales", "BF16"),
+       {file, kModule + ".scales", "BF16; F16"}},
+      {"shape",
+       "gptq4_sym_g128",
+       with_shape(".qweight", {128, 16}),
+       {file, kModule + ".qweight", "[128, 16]", "[16, 128]"}},
+      {"zeros' shape",
+       "gptq8_asym_row",
+       with_shape(".qzeros", {16, 1}),
+       {file, kModule + ".qzeros", "[1, 16]"}},
+      {"scales' shape",
+       "gptq4_sym_g128",
+       with_shape(".scales", {128}),
+       {file, kModule + ".scales", "[1, 128]"}},
+      {"other bits", "gptq4_sym_g128", setting("bits", 8), {file, ".qweight", "shape"}},
+      {"other group", "gptq4_sym_g128", setting("group_size", 32), {file, ".qzeros", "shape"}},
+      {"group and columns", "gptq8_asym_row", setting("group_size", 128), {"64 columns", "128"}},
+      {"g_idx too large",
+       "gptq4_asym_g32_act",
+       with_element(".g_idx", 5, 3),
+       {file, idx, "holds 3 at [5]", "0 to 2"}},
+      {"g_idx negative", "gptq4_sym_g128", with_element(".g_idx", 0, -1), {file, idx, "holds -1 at [0]"}},
+      {"uneven groups",
+       "gptq8_sym_g64",
+       [](const Copy& copy) {
+         copy.edit([](File& f) { f.tensors.at("model.layers.0.self_attn.q_proj.g_idx").set(0, int32_t{1}); });
+       },
+       {file, "q_proj.g_idx", "equal groups"}},
+      {"NaN",
+       "gptq4_sym_g128",
+       with_element(".scales", 7, uint16_t{0x7e00}),
+       {file, kModule + ".scales", "NaN", "[0, 7]"}},
+      {"infinity",
+       "gptq8_sym_g64",
+       with_element(".scales", 64, uint16_t{0xfc00}),
+       {file, kModule + ".scales", "infinite"}},
+  });
+}
+
+TEST(QuantizedDamage, NamesTheTensorOfAwqAndBitsandbytes) {
+  const std::string file = "model.safetensors";
+  const float infinity = std::numeric_limits<float>::infinity();
+  expect_errors({
+      {"no qweight", "awq_g64", without(".qweight"), {kModule + ".weight", "missing"}},
+      {"no qzeros", "awq_g64", without(".qzeros"), {kModule + ".qzeros", "missing"}},
+      {"no scales", "awq_g64", without(".scales"), {kModule + ".scales", "missing"}},
+      {"dtype", "awq_g64", with_dtype(".qweight", "F32"), {file, kModule + ".qweight", "F32; I32"}},
+      {"shape", "awq_g64", with_shape(".qweight", {16, 64}), {file, kModule + ".qweight", "[64, 16]"}},
+      {"zeros' shape", "awq_g64", with_shape(".qzeros", {16}), {file, kModule + ".qzeros", "[1, 16]"}},
+      {"NaN",
+       "awq_g64",
+       with_element(".scales", 127, uint16_t{0x7c01}),
+       {file, kModule + ".scales", "[0, 127]"}},
+      {"no SCB", "bnb8", without(".SCB"), {kModule + ".SCB", "missing"}},
+      {"no weight", "bnb8", without(".weight"), {kModule + ".weight", "missing"}},
+      {"dtype", "bnb8", with_dtype(".weight", "U8"), {file, kModule + ".weight", "U8"}},
+      {"SCB's dtype", "bnb8", with_dtype(".SCB", "I32"), {file, kModule + ".SCB", "I32; F32"}},
+      {"shape", "bnb8", with_shape(".weight", {80, 64}), {file, kModule + ".weight", "[64, 80]"}},
+      {"SCB's shape", "bnb8", with_shape(".SCB", {64, 1}), {file, kModule + ".SCB", "[64]"}},
+      {"infinity", "bnb8", with_element(".SCB", 3, infinity), {file, kModule + ".SCB", "infinite", "[3]"}},
+      {"layout", "bnb8", with_element(".weight_format", 0, uint8_t{2}), {file, "weight_format", "rows"}},
+  });
+}
+
+TEST(QuantizedDamage, RefusesToStackOtherOrders) {
+  const Copy copy("gptq4_asym_g32_act");
+  copy.edit([](File& file) {
+    // Swaps two groups' names: still even, but another order than that of the gate.
+    File::Tensor& g_idx = file.tensors.at("model.layers.0.mlp.up_proj.g_idx");
+    for (size_t k = 0; k < g_idx.bytes.size(); k += 4) {
+      char& group = g_idx.bytes[k];
+      if (group < 2) group = static_cast<char>(1 - group);
+    }
+  });
+  const auto opened = open_folder(copy.weights().parent_path());
+  ASSERT_TRUE(opened) << opened.error().message;
+  const auto shapes = quantized_matrices(opened->config);
+  const auto format = opened->checkpoint->matrix_format(shapes[4].name, shapes[4].rows, shapes[4].cols);
+  ASSERT_TRUE(format) << format.error().message;
+  const QuantizedStorage storage(**format, 2 * shapes[4].rows, shapes[4].cols);
+  ASSERT_TRUE(opened->checkpoint->load_quantized(shapes[4].name, shapes[4].rows, storage.matrix(), 0));
+  const auto status =
+      opened->checkpoint->load_quantized(shapes[5].name, shapes[5].rows, storage.matrix(), shapes[4].rows);
+  ASSERT_FALSE(status);
+  EXPECT_NE(status.error().message.find("up_proj.g_idx"), std::string::npos) << status.error().message;
+}
+
+}  // namespace
+}  // namespace qwen2
