@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -57,6 +58,10 @@ class Backend {
   // Runs the chunks. At most max_num_seqs chunks, each of at most prefill_chunk tokens. The logits are valid
   // until the next call.
   virtual Result<Logits> forward(std::span<const Chunk> chunks) = 0;
+
+  // Runs one chunk and hands the logits [vocab_size] of each of its tokens to `sink`, in order.
+  using LogitSink = std::function<void(int64_t index, std::span<const float> logits)>;
+  virtual Status forward_all(const Chunk& chunk, const LogitSink& sink) = 0;
 };
 
 // Where large key biases are added: to the scores, in float, or to the keys before they are cached.

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "backend/key_bias.h"
 #include "base/machine.h"
@@ -221,6 +222,26 @@ Result<Logits> CpuBackend::forward(std::span<const Chunk> chunks) {
   return Logits{logits_, round_up(config_.vocab_size, kBlockRows), config_.vocab_size, logits_order_};
 }
 
+Status CpuBackend::forward_all(const Chunk& chunk, const LogitSink& sink) {
+  std::vector<Row> rows;
+  for (size_t i = 0; i < chunk.tokens.size(); ++i)
+    rows.push_back({chunk.tokens[i], chunk.position + static_cast<int64_t>(i), chunk.pages, -1});
+  // As forward() would run it. Then the head, for as many rows at a time as the logits have room for.
+  QWEN2_CHECK(run_rows(rows, rows.size() <= kShortChunk ? Products::kRowByRow : Products::kDense));
+  const auto batch = std::min<int64_t>(plan_.limits.max_num_seqs, cpu::kMaxGemvBatch);
+  for (int64_t begin = 0; begin < static_cast<int64_t>(rows.size()); begin += batch) {
+    const int64_t count = std::min(batch, static_cast<int64_t>(rows.size()) - begin);
+    std::vector<int64_t> places(static_cast<size_t>(count));
+    std::iota(places.begin(), places.end(), begin);
+    head(places, 0);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* logits = logits_ + i * round_up(config_.vocab_size, kBlockRows);
+      sink(begin + i, {logits, static_cast<size_t>(config_.vocab_size)});
+    }
+  }
+  return {};
+}
+
 // The model, top to bottom.
 Status CpuBackend::run_rows(std::span<const Row> rows, Products products) {
   const auto count = static_cast<int64_t>(rows.size());
@@ -232,7 +253,13 @@ Status CpuBackend::run_rows(std::span<const Row> rows, Products products) {
     normalise(w.post_attention_norm, count);
     QWEN2_CHECK(mlp_block(w, count, products));
   }
-  head(rows);
+  // Only of the rows whose next token is sampled. Logits are numbered in the order in which rows are run, so
+  // these lie one after the other.
+  std::vector<int64_t> places;
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows[static_cast<size_t>(i)].logits_index >= 0) places.push_back(i);
+  }
+  if (!places.empty()) head(places, rows[static_cast<size_t>(places.front())].logits_index);
   return {};
 }
 
@@ -403,21 +430,17 @@ void CpuBackend::attend_chunk(int64_t layer, std::span<const Row> rows) {
   });
 }
 
-// Logits only of the rows whose next token is sampled.
-void CpuBackend::head(std::span<const Row> rows) {
+// Logits of the rows at `places`, from the `first`-th on.
+void CpuBackend::head(std::span<const int64_t> places, int64_t first) {
+  if (places.empty()) return;
   const int64_t stride = round_up(config_.hidden_size, kBlockRows);
   const int64_t vocabulary = round_up(config_.vocab_size, kBlockRows);
-  int64_t count = 0;
-  int64_t first = -1;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i].logits_index < 0) continue;
-    if (first < 0) first = rows[i].logits_index;
-    kernels_.rms_norm(hidden_ + static_cast<int64_t>(i) * stride, weights_.final_norm, config_.rms_norm_eps,
-                      config_.hidden_size, normed_ + count++ * stride);
+  for (size_t i = 0; i < places.size(); ++i) {
+    kernels_.rms_norm(hidden_ + places[i] * stride, weights_.final_norm, config_.rms_norm_eps,
+                      config_.hidden_size, normed_ + static_cast<int64_t>(i) * stride);
   }
-  if (count == 0) return;
-  // Logits are numbered in the order in which rows are run, so these lie one after the other.
-  row_products_->run(weights_.head, normed_, stride, count, logits_ + first * vocabulary, vocabulary, false);
+  row_products_->run(weights_.head, normed_, stride, static_cast<int64_t>(places.size()),
+                     logits_ + first * vocabulary, vocabulary, false);
 }
 
 }  // namespace qwen2

@@ -9,11 +9,11 @@ import { after, before, describe, test } from 'node:test';
 
 import { Tokenizer } from '@huggingface/tokenizers';
 
-import { goldens, model, run, startServer, temporaryFolder } from './helpers.mjs';
+import { goldens, model, root, run, startServer, temporaryFolder } from './helpers.mjs';
 
 const readJson = (...names) => JSON.parse(readFileSync(path.join(...names), 'utf8'));
 // 'info --model DEMO' as arguments.
-const split = (line) => line.split(' ').map((word) => (word === 'DEMO' ? model : word));
+const split = (line) => line.split(' ').map((word) => word.replace('DEMO', model));
 
 async function succeed(...args) {
   const result = await run(...args);
@@ -136,6 +136,42 @@ test('bench engine', async (t) => {
   assert.ok(result.machine.cores > 0);
   assert.equal(typeof result.machine.cpu, 'string');
 });
+
+test('evaluate', async (t) => {
+  const file = path.join(temporaryFolder(t), 'evaluation.json');
+  const text = path.join(model, 'evaluation.txt');
+  const compare = async (...flags) => {
+    const options = ['--reference', model, '--text', text, '--chats', '--max-windows', '20', '--quiet', ...flags];
+    assert.match(await succeed('evaluate', '--model', model, ...options, '--output', file), /mean KL/);
+    return readJson(file);
+  };
+  const same = await compare();
+  assert.equal(same.mean_kl, 0);
+  assert.equal(same.same_top1, 1);
+  assert.ok(same.perplexity > 1 && same.perplexity < 2, `${same.perplexity}`); // words of its training
+  const int8 = await compare('--precision', 'int8', '--kv', 'int8');
+  assert.ok(int8.mean_kl > 0 && int8.mean_kl < 0.01, `${int8.mean_kl}`);
+  assert.ok(int8.weight_bytes < 0.6 * same.weight_bytes);
+  assert.ok(int8.kv_bytes_per_token < 0.55 * same.kv_bytes_per_token);
+  const int4 = await compare('--precision', 'int4');
+  assert.ok(int4.mean_kl > int8.mean_kl && int4.weight_bytes < int8.weight_bytes);
+  assert.equal(int4.positions, same.positions);
+  const plain = await succeed('evaluate', '--model', model, '--text', text, '--window', '64', '--max-windows', '3', '--quiet');
+  assert.match(plain, /189 positions/);
+});
+
+test('a GGUF file brings its configuration and tokeniser', async () => {
+  const file = path.join(root, 'tests/fixtures/gguf/mixed.gguf');
+  assert.match(await succeed('info', '--model', file), /memory plan/);
+  await succeed(...split('generate --max-new-tokens 8 --temperature 0 --raw --prompt abc --model'), file);
+});
+
+for (const name of ['gptq4_asym_g32_act', 'awq_g64', 'bnb8']) {
+  test(`quantised folder ${name} answers`, async () => {
+    const folder = path.join(root, 'tests/fixtures/quantized', name);
+    await succeed(...split('generate --max-new-tokens 8 --temperature 0 --raw --prompt abc --model'), folder);
+  });
+}
 
 describe('bench serve', () => {
   const bench = async (t, ...args) => {
@@ -318,6 +354,12 @@ describe('what cannot work: exit code 1 and one line', () => {
     ['bench engine --model /no/model', '/no/model'],
     ['bench serve --model /no/model', '/no/model'],
     ['generate --model DEMO --prompt a --memory-budget much', '--memory-budget'],
+    ['generate --model DEMO --prompt a --precision int5', '--precision', 'int5'],
+    ['generate --model DEMO --prompt a --precision int4 --group-size 20', '--group-size'],
+    ['generate --model DEMO --prompt a --precision int4 --head-precision fp8', '--head-precision'],
+    ['evaluate --model DEMO --text /no/text', '/no/text'],
+    ['evaluate --model DEMO --text DEMO/config.json --chats', '--chats'],
+    ['evaluate --model DEMO --text DEMO/config.json --window 1', '--window'],
     ['generate --model DEMO --prompt a --max-model-len -1', '--max-model-len'],
     ['generate --model DEMO --prompt a --max-model-len 100000', '--max-model-len'],
     ['generate --model DEMO --prompt a --prefill-chunk 0', '--prefill-chunk'],

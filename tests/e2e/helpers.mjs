@@ -9,7 +9,7 @@ import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
-const root = fileURLToPath(new URL('../..', import.meta.url));
+export const root = fileURLToPath(new URL('../..', import.meta.url));
 export const build = path.resolve(process.env.QWEN2_BUILD ?? path.join(root, 'build/release'));
 export const qwen2 = path.resolve(process.env.QWEN2_BIN ?? path.join(build, 'qwen2'));
 export const model = path.resolve(process.env.QWEN2_MODEL ?? path.join(root, 'models/demo'));

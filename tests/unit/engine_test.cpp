@@ -247,6 +247,9 @@ class FakeBackend final : public Backend {
   [[nodiscard]] double measure_read_bandwidth() const override { return 1; }
   [[nodiscard]] std::string describe() const override { return "fake"; }
 
+  Status forward_all(const Chunk& /*chunk*/, const LogitSink& /*sink*/) override {
+    return fail(ErrorKind::kUnsupported, "the fake backend has no logits of every token");
+  }
   // The next token is the last one plus one.
   Result<Logits> forward(std::span<const Chunk> chunks) override {
     gate.acquire();
