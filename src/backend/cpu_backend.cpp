@@ -85,6 +85,9 @@ Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const Qwen2Config& co
   costs.workspace = workspace_bytes(config, limits) +
                     cpu::Dense::workspace_bytes(isa, limits.prefill_chunk, widest_columns(config)) +
                     cpu::RowProducts::workspace_bytes(widest_columns(config)) +
+                    (options.int8_activations
+                         ? cpu::Int8Products::workspace_bytes(limits.prefill_chunk, widest_columns(config))
+                         : 0) +
                     static_cast<uint64_t>(angle_count(config, limits.max_model_len)) * sizeof(float);
   costs.runtime = kRuntimeBytes;
   costs.page_tokens = cpu::kPageTokens;
@@ -115,6 +118,14 @@ Status CpuBackend::start(const Checkpoint& checkpoint) {
   QWEN2_TRY(weights_, load_weights(checkpoint, config_, options_.precision, kernels_));
   QWEN2_TRY(dense_, cpu::Dense::create(kernels_, plan_.limits.prefill_chunk, widest_columns(config_)));
   QWEN2_TRY(row_products_, cpu::RowProducts::create(kernels_, widest_columns(config_)));
+  if (options_.int8_activations) {
+    if (!weights_.layers.front().gate_up.is_quantized()) {
+      return fail(ErrorKind::kInvalidArgument,
+                  "--activations int8 needs quantised weights: add --precision int8 or int4");
+    }
+    QWEN2_TRY(int8_products_,
+              cpu::Int8Products::create(kernels_, plan_.limits.prefill_chunk, widest_columns(config_)));
+  }
   QWEN2_TRY(kv_pool_, LargeBuffer::allocate(plan_.kv_pool, "the KV pool"));
   QWEN2_TRY(workspace_, LargeBuffer::allocate(workspace_bytes(config_, plan_.limits), "the workspace"));
   const std::array<float**, 11> members{&hidden_,
@@ -317,6 +328,11 @@ Status CpuBackend::mlp_block(const LayerWeights& w, int64_t count, Products prod
 Status CpuBackend::linear(const WeightMatrix& w, const float* x, int64_t x_stride, int64_t count,
                           Products products, float* y, int64_t y_stride, bool accumulate,
                           cpu::Rounding rounding) {
+  if (products == Products::kDense && int8_products_ && w.is_quantized()) {
+    for (const WeightPart& part : w.parts)
+      int8_products_->run(part, x, x_stride, count, y + part.first_row, y_stride, accumulate);
+    return {};
+  }
   if (products == Products::kDense)
     return dense_->run(w, x, x_stride, count, y, y_stride, accumulate, rounding);
   row_products_->run(w, x, x_stride, count, y, y_stride, accumulate);

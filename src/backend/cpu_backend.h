@@ -8,6 +8,7 @@
 #include "backend/backend.h"
 #include "base/memory.h"
 #include "kernels/cpu/dense.h"
+#include "kernels/cpu/int8_products.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/row_products.h"
 #include "model/weights.h"
@@ -63,6 +64,7 @@ class CpuBackend final : public Backend {
   Qwen2Weights weights_;
   std::unique_ptr<cpu::Dense> dense_;
   std::optional<cpu::RowProducts> row_products_;
+  std::optional<cpu::Int8Products> int8_products_;
   std::vector<int64_t> logits_order_;
   std::vector<double> inverse_frequencies_;  // [head_dim / 2]
 

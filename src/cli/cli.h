@@ -27,6 +27,7 @@ struct ModelFlags {
   std::string isa = "auto";
   std::string kv = "fp16";
   std::string key_bias = "scores";
+  std::string activations = "auto";
 
   void add_to(CLI::App& app);
 };

@@ -64,12 +64,16 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("--key-bias", key_bias,
                  "Where large key biases are added: scores (in float) or keys (in the cache)")
       ->check(CLI::IsMember({"scores", "keys"}));
+  app.add_option("--activations", activations,
+                 "Of prompts with quantised weights: auto (16 bits or float) or int8")
+      ->check(CLI::IsMember({"auto", "int8"}));
   app.add_option("--isa", isa, "Cap on the instruction set: auto, baseline, avx2, avx512");
 }
 
 Result<CpuOptions> cpu_options_of(const ModelFlags& flags) {
   CpuOptions options;
   options.isa = flags.isa;
+  options.int8_activations = flags.activations == "int8";
   options.kv_bits = flags.kv == "int8" ? 8 : 16;
   options.key_bias = flags.key_bias == "keys" ? KeyBiasPlace::kKeys : KeyBiasPlace::kScores;
   QWEN2_TRY(options.precision, Precision::parse(flags.precision, flags.head_precision, flags.group_size));

@@ -112,6 +112,7 @@ json::object to_json(const EvaluateFlags& flags, const OpenModel& model, const E
   root["group_size"] = flags.model.group_size;
   root["kv"] = flags.model.kv;
   root["key_bias"] = flags.model.key_bias;
+  root["activations"] = flags.model.activations;
   root["isa"] = flags.model.isa;
   root["backend"] = model.backend->describe();
   root["text"] = flags.text;

@@ -125,8 +125,7 @@ float QuantizedMatrix::minimum(int64_t row, int64_t col) const {
 // format but kF32 and Q6_K, so that only the subtraction rounds; with a zero it is exact too.
 void QuantizedMatrix::get_row(int64_t row, float* out) const {
   for (int64_t k = 0; k < cols; ++k) {
-    const float value = scale(row, k) * static_cast<float>(code(row, k)) - minimum(row, k);
-    out[permutation != nullptr ? permutation[k] : k] = value;
+    out[permutation != nullptr ? permutation[k] : k] = value(row, k);
   }
 }
 

@@ -89,6 +89,9 @@ struct QuantizedMatrix {
   void set_sub_minimum(int64_t row, int64_t col, int8_t factor) const;
   [[nodiscard]] float scale(int64_t row, int64_t col) const;    // of the group
   [[nodiscard]] float minimum(int64_t row, int64_t col) const;  // scale * zero, or the minimum
+  [[nodiscard]] float value(int64_t row, int64_t col) const {
+    return scale(row, col) * static_cast<float>(code(row, col)) - minimum(row, col);
+  }
   // Reads row `row` into `out` [cols], in the activations' order; each value is rounded at most once, to
   // float.
   void get_row(int64_t row, float* out) const;

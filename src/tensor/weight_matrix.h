@@ -4,6 +4,7 @@
 // Where a checkpoint stores them in different formats, it has several parts, each some of the rows.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "tensor/packed_matrix.h"
@@ -38,6 +39,9 @@ struct WeightMatrix {
     size_t bytes = 0;
     for (const WeightPart& part : parts) bytes += part.bytes();
     return bytes;
+  }
+  [[nodiscard]] bool is_quantized() const {
+    return std::all_of(parts.begin(), parts.end(), [](const WeightPart& part) { return part.is_quantized; });
   }
   // Reads row `row` into `out` [cols], in the activations' order.
   void get_row(int64_t row, float* out) const {

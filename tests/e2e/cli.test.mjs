@@ -357,6 +357,7 @@ describe('what cannot work: exit code 1 and one line', () => {
     ['generate --model DEMO --prompt a --precision int5', '--precision', 'int5'],
     ['generate --model DEMO --prompt a --precision int4 --group-size 20', '--group-size'],
     ['generate --model DEMO --prompt a --precision int4 --head-precision fp8', '--head-precision'],
+    ['generate --model DEMO --prompt a --activations int8', '--activations', '--precision'],
     ['evaluate --model DEMO --text /no/text', '/no/text'],
     ['evaluate --model DEMO --text DEMO/config.json --chats', '--chats'],
     ['evaluate --model DEMO --text DEMO/config.json --window 1', '--window'],

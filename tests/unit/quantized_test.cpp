@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernels/cpu/dense.h"
+#include "kernels/cpu/int8_products.h"
 #include "kernels/cpu/row_products.h"
 #include "random_data.h"
 #include "tensor/quantized_storage.h"
@@ -195,6 +196,59 @@ TEST_P(QuantizedTest, PartsOfDifferentFormatsAreOneMatrix) {
       ASSERT_NEAR(few[static_cast<size_t>(i * y_stride + n)], expected, 3e-4 * magnitude) << n;
       // Prompts round the weights to bf16.
       ASSERT_NEAR(many[static_cast<size_t>(i * y_stride + n)], expected, 1e-2 * magnitude) << n;
+    }
+  }
+}
+
+// Reference products y [m][rows].
+std::vector<double> products_of(const QuantizedMatrix& w, const std::vector<float>& x, int64_t m) {
+  std::vector<double> y;
+  std::vector<float> row(static_cast<size_t>(w.cols));
+  for (int64_t n = 0; n < w.rows; ++n) {
+    w.get_row(n, row.data());
+    for (int64_t i = 0; i < m; ++i) {
+      double sum = 0;
+      for (int64_t k = 0; k < w.cols; ++k)
+        sum += double{row[static_cast<size_t>(k)]} * x[static_cast<size_t>(i * w.cols + k)];
+      y.push_back(sum);
+    }
+  }
+  return y;
+}
+
+TEST_P(QuantizedTest, EightBitActivationsKeepOutliers) {
+  for (const Case& c : cases()) {
+    const QuantizedStorage storage = random_matrix(c.format, c.rows, c.cols);
+    const QuantizedMatrix& w = storage.matrix();
+    for (const int64_t m : {int64_t{1}, uniform(6, 25)}) {
+      auto products = Int8Products::create(kernels(), m, c.cols);
+      ASSERT_TRUE(products) << products.error().message;
+      auto x = normal(static_cast<size_t>(m * c.cols));
+      // One column that would take all the levels; a token's mean magnitude must stay below a 24th of it.
+      const int64_t column = uniform(0, c.cols - 1);
+      if (c.cols >= 64) {
+        for (int64_t i = 0; i < m; i += 2) x[static_cast<size_t>(i * c.cols + column)] = 5000.0F;
+      }
+      const auto expected = products_of(w, x, m);
+      const int64_t y_stride = round_up(c.rows, kBlockRows);
+      std::vector<float> y(static_cast<size_t>(m * y_stride), 0.5F);
+      products->run(WeightMatrix::of(w).parts.front(), x.data(), c.cols, m, y.data(), y_stride, true);
+      if (c.cols >= 64) {
+        ASSERT_EQ(products->outliers().size(), 1U) << name(c);
+      }
+      double error = 0;
+      double norm = 0;  // what the products of ordinary elements would have, on average
+      std::vector<float> row(static_cast<size_t>(c.cols));
+      for (int64_t n = 0; n < c.rows; ++n) {
+        w.get_row(n, row.data());
+        norm += static_cast<double>(m) * std::inner_product(row.begin(), row.end(), row.begin(), 0.0);
+        for (int64_t i = 0; i < m; ++i) {
+          const double expected_y = expected[static_cast<size_t>(n * m + i)];
+          error += std::pow(y[static_cast<size_t>(i * y_stride + n)] - 0.5 - expected_y, 2);
+        }
+      }
+      // A level is a 127th of a chunk's largest, about 2.5: its rounding is 0.6 % of an element.
+      EXPECT_LT(std::sqrt(error / norm), 0.02) << name(c) << ", " << m << " rows";
     }
   }
 }

@@ -124,20 +124,9 @@ struct V {
 }  // namespace
 
 extern const Kernels kAvx2Kernels;
-const Kernels kAvx2Kernels{Isa::kAvx2,
-                           gemv_bf16,
-                           gemv_quantized,
-                           quantize_activations,
-                           dequantize_block,
-                           quantize_group,
-                           attention,
-                           merge_attention,
-                           rope,
-                           rms_norm,
-                           swiglu,
-                           to_bf16,
-                           split_bf16,
-                           widen_block,
-                           read_lines};
+const Kernels kAvx2Kernels{
+    Isa::kAvx2,       gemv_bf16,      gemv_quantized, quantize_activations, nullptr,   order_for_int8,
+    dequantize_block, quantize_group, attention,      merge_attention,      rope,      rms_norm,
+    swiglu,           to_bf16,        split_bf16,     widen_block,          read_lines};
 
 }  // namespace qwen2::cpu

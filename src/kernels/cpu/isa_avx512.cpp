@@ -76,6 +76,34 @@ struct V {
     if constexpr (J == 3) return _mm512_srli_epi16(words, 12);
     return _mm512_and_si512(J == 0 ? words : _mm512_srli_epi16(words, 4 * J), _mm512_set1_epi16(15));
   }
+  // Bytes: unsigned codes and signed activations, four columns of a row in 32 bits.
+  static I add_i32(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I load_bytes(const uint8_t* p) { return _mm512_load_si512(p); }
+  static I set_quad(const int8_t* x) {
+    int32_t all;
+    __builtin_memcpy(&all, x, sizeof all);
+    return _mm512_set1_epi32(all);
+  }
+  static I dot_bytes(I sum, I codes, I x) { return _mm512_dpbusd_epi32(sum, codes, x); }
+  static void unpack_nibbles(const uint8_t* p, uint8_t* first, uint8_t* second) {
+    const I words = _mm512_loadu_si512(p);
+    const I mask = _mm512_set1_epi8(15);
+    _mm512_store_si512(first, _mm512_and_si512(words, mask));
+    _mm512_store_si512(second, _mm512_and_si512(_mm512_srli_epi16(words, 4), mask));
+  }
+  // Two lines of pairs of 32 rows as quads of unsigned bytes.
+  static void interleave_pairs(const uint8_t* first, const uint8_t* second, uint8_t* out) {
+    const I a = _mm512_loadu_si512(first);
+    const I b = _mm512_loadu_si512(second);
+    alignas(64) static constexpr int16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                     37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                     11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const I low = _mm512_load_si512(kLow);
+    const I high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const I sign = _mm512_set1_epi8(-128);
+    _mm512_store_si512(out, _mm512_xor_si512(_mm512_permutex2var_epi16(a, low, b), sign));
+    _mm512_store_si512(out + 64, _mm512_xor_si512(_mm512_permutex2var_epi16(a, high, b), sign));
+  }
   // Rounds to 16-bit integers and returns their sum.
   static int32_t store_rounded(int16_t* p, F x) {
     const I rounded = _mm512_cvtps_epi32(x);
@@ -96,23 +124,14 @@ struct V {
 
 #include "kernels/cpu/kernels.inl"
 
+#include "kernels/cpu/int8.inl"
+
 }  // namespace
 
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels{Isa::kAvx512,
-                             gemv_bf16,
-                             gemv_quantized,
-                             quantize_activations,
-                             dequantize_block,
-                             quantize_group,
-                             attention,
-                             merge_attention,
-                             rope,
-                             rms_norm,
-                             swiglu,
-                             to_bf16,
-                             split_bf16,
-                             widen_block,
-                             read_lines};
+const Kernels kAvx512Kernels{
+    Isa::kAvx512,     gemv_bf16,      gemv_quantized, quantize_activations, gemm_int8, order_for_int8,
+    dequantize_block, quantize_group, attention,      merge_attention,      rope,      rms_norm,
+    swiglu,           to_bf16,        split_bf16,     widen_block,          read_lines};
 
 }  // namespace qwen2::cpu

@@ -56,6 +56,20 @@ struct QuantizedGemvArgs {
   bool accumulate;
 };
 
+// y[i][n] (+)= sum_k W[n][k] x[i][k] for many rows, with activations of 8 bits: x[k] stands for x[k] * scale.
+struct Int8GemmArgs {
+  const QuantizedMatrix* w;
+  const int8_t* x;        // [m][w.cols], as order_for_int8() leaves them
+  const float* x_scales;  // [m][chunks]
+  const int32_t* x_sums;  // [m][chunks]
+  int64_t chunk_columns;  // min(group, kMaxChunk)
+  int64_t chunks;
+  int64_t m;
+  float* y;
+  int64_t y_stride;
+  bool accumulate;
+};
+
 // Tokens of one KV page. A page of one layer and KV head holds K transposed, [head_dim][32], then V
 // [32][head_dim]: both fp16, or both 8-bit codes, followed by the fp16 scales of K [32] and of V [32].
 constexpr int kPageTokens = 32;
@@ -126,6 +140,10 @@ struct Kernels {
   // Rounds x to integers of magnitude at most `levels` (127 or 32767), a scale for each `chunk` columns.
   void (*quantize_activations)(const float* x, int64_t cols, int64_t chunk, int levels, int16_t* out,
                                float* scales, int32_t* sums);
+  // Null where the instruction set has no product of bytes.
+  void (*gemm_int8)(const Int8GemmArgs& args, int64_t block_begin, int64_t block_end);
+  // Integers of quantize_activations() (127 levels) as bytes, in the order in which `bits`-bit codes unpack.
+  void (*order_for_int8)(const int16_t* x, int64_t cols, int bits, int8_t* out);
   // One block of 64 rows as a block of PackedMatrix, rounded to bf16.
   void (*dequantize_block)(const QuantizedMatrix& w, int64_t block, uint16_t* out);
   // Codes and scale of one group of `size` weights: symmetric, round to nearest, with the scale that leaves

@@ -176,6 +176,14 @@ static void quantize_activations(const float* x, int64_t cols, int64_t chunk, in
   }
 }
 
+// Nibbles unpack to the columns 0 4 1 5, then 2 6 3 7 of eight; bytes to their own order.
+static void order_for_int8(const int16_t* x, int64_t cols, int bits, int8_t* out) {
+  const int order[2][8] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, 4, 1, 5, 2, 6, 3, 7}};
+  const int* own = order[bits == 4 ? 1 : 0];
+  for (int64_t k = 0; k < cols; k += 8)
+    for (int i = 0; i < 8; ++i) out[k + i] = static_cast<int8_t>(x[k + own[i]]);
+}
+
 static void dequantize_block(const QuantizedMatrix& w, int64_t block, uint16_t* out) {
   const bool has_minimum = w.format.offset == OffsetForm::kMinimum;
   const uint8_t* codes = w.codes + block * 64 * w.cols * w.format.bits / 8;
