@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <boost/json.hpp>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -54,6 +55,12 @@ Result<ChatTemplate> open_chat(const ModelFlags& flags);
 
 Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer);
 
+// `relative` in the nearest folder above the program that has it; empty where none has.
+std::filesystem::path shipped_path(const std::filesystem::path& relative);
+
+// The folder whose tokeniser open_tokenizer() takes where the model is no .gguf file; may be empty.
+std::filesystem::path tokenizer_source(const ModelFlags& flags);
+
 // A name for the model: its folder, or what follows "synthetic:".
 std::string model_name(const std::string& model);
 
@@ -63,6 +70,7 @@ void add_serve(CLI::App& app, Action& action);
 void add_generate(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);
 void add_evaluate(CLI::App& app, Action& action);
+void add_quantize(CLI::App& app, Action& action);
 void add_bench_engine(CLI::App& app, Action& action);
 void add_bench_serve(CLI::App& app, Action& action);
 

@@ -12,18 +12,24 @@ namespace qwen2::cli {
 namespace fs = std::filesystem;
 namespace json = boost::json;
 
-namespace {
-
-// Where scripts/setup puts the published Qwen2 tokeniser, for synthetic models.
-fs::path published_tokenizer() {
+fs::path shipped_path(const fs::path& relative) {
   const fs::path binary = executable_path();
   for (fs::path folder = binary.parent_path(); !folder.empty() && folder != folder.root_path();
        folder = folder.parent_path()) {
-    if (fs::exists(folder / "models/qwen2-tokenizer/tokenizer.json"))
-      return folder / "models/qwen2-tokenizer";
+    if (fs::exists(folder / relative)) return folder / relative;
   }
   return {};
 }
+
+fs::path tokenizer_source(const ModelFlags& flags) {
+  fs::path folder = flags.tokenizer;
+  if (folder.empty()) folder = tokenizer_folder(flags.model);
+  // Where scripts/setup puts the published Qwen2 tokeniser, for synthetic models.
+  if (folder.empty()) folder = shipped_path("models/qwen2-tokenizer/tokenizer.json").parent_path();
+  return folder;
+}
+
+namespace {
 
 // The flags ask for the tokeniser that a .gguf file carries.
 bool uses_gguf_tokenizer(const ModelFlags& flags) {
@@ -92,9 +98,7 @@ Result<Limits> limits_of(const ModelFlags& flags) {
 
 Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool required) {
   if (uses_gguf_tokenizer(flags)) return open_gguf_tokenizer(flags.model, required);
-  fs::path folder = flags.tokenizer;
-  if (folder.empty()) folder = tokenizer_folder(flags.model);
-  if (folder.empty()) folder = published_tokenizer();
+  const fs::path folder = tokenizer_source(flags);
   if (folder.empty() || !fs::exists(folder / "tokenizer.json")) {
     if (!required && flags.tokenizer.empty()) return std::nullopt;
     if (!flags.tokenizer.empty()) {

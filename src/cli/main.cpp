@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   qwen2::cli::add_generate(app, action);
   qwen2::cli::add_info(app, action);
   qwen2::cli::add_evaluate(app, action);
+  qwen2::cli::add_quantize(app, action);
   CLI::App* bench = app.add_subcommand("bench", "Benchmarks");
   bench->require_subcommand(1);
   qwen2::cli::add_bench_engine(*bench, action);

@@ -1,0 +1,172 @@
+#include "quantize/quantize.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "base/memory.h"
+#include "quantize/model_writer.h"
+
+namespace qwen2::quantize {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Part {
+  const char* name;
+  int64_t rows, cols;
+};
+
+std::array<Part, 7> parts_of(const Qwen2Config& c) {
+  return {{{"self_attn.q_proj.weight", c.q_size(), c.hidden_size},
+           {"self_attn.k_proj.weight", c.kv_size(), c.hidden_size},
+           {"self_attn.v_proj.weight", c.kv_size(), c.hidden_size},
+           {"self_attn.o_proj.weight", c.hidden_size, c.q_size()},
+           {"mlp.gate_proj.weight", c.intermediate_size, c.hidden_size},
+           {"mlp.up_proj.weight", c.intermediate_size, c.hidden_size},
+           {"mlp.down_proj.weight", c.hidden_size, c.intermediate_size}}};
+}
+
+Status read_rows(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t cols,
+                 float* out) {
+  return read_expanded(checkpoint, name, rows, cols, [&](int64_t row, const float* values) {
+    std::copy_n(values, cols, out + row * cols);
+  });
+}
+
+Status make_folder(const fs::path& output) {
+  std::error_code code;
+  if (fs::exists(output) && !fs::is_directory(output))
+    return fail(ErrorKind::kInvalidArgument, "--output '{}' is not a folder", output.string());
+  fs::create_directories(output, code);
+  if (code) return fail(ErrorKind::kIo, "cannot create '{}': {}", output.string(), code.message());
+  const bool empty = fs::is_empty(output, code);
+  if (code) return fail(ErrorKind::kIo, "cannot read '{}': {}", output.string(), code.message());
+  if (!empty) {
+    return fail(ErrorKind::kInvalidArgument, "--output '{}' is not empty; a new folder was expected",
+                output.string());
+  }
+  return {};
+}
+
+Status check_options(const QuantizeOptions& options) {
+  static constexpr std::array<int64_t, 4> kGroups{16, 32, 64, 128};
+  if (options.bits != 4 && options.bits != 8)
+    return fail(ErrorKind::kInvalidArgument, "--bits is {}; 4 or 8 was expected", options.bits);
+  if (options.method == Method::kAwq && options.bits != 4) {
+    return fail(ErrorKind::kInvalidArgument, "--bits is {}; --method awq has a layout for 4 only",
+                options.bits);
+  }
+  if (std::ranges::find(kGroups, options.group) == kGroups.end()) {
+    return fail(ErrorKind::kInvalidArgument, "--group-size is {}; 16, 32, 64 or 128 was expected",
+                options.group);
+  }
+  if (options.act_order && options.method != Method::kGptq)
+    return fail(ErrorKind::kInvalidArgument, "--act-order goes with --method gptq only");
+  if (!(options.damping > 0 && options.damping <= 1)) {
+    return fail(ErrorKind::kInvalidArgument, "--damping is {}; more than 0 and at most 1 was expected",
+                options.damping);
+  }
+  return {};
+}
+
+}  // namespace
+
+Status read_layer(const Checkpoint& checkpoint, const Qwen2Config& c, int64_t index, FloatLayer& layer) {
+  const std::string prefix = layer_prefix(index);
+  const auto parts = parts_of(c);
+  const std::array<float*, 7> targets{layer.qkv.as<float>(),
+                                      layer.qkv.as<float>() + c.q_size() * c.hidden_size,
+                                      layer.qkv.as<float>() + (c.q_size() + c.kv_size()) * c.hidden_size,
+                                      layer.attention_output.as<float>(),
+                                      layer.gate_up.as<float>(),
+                                      layer.gate_up.as<float>() + c.intermediate_size * c.hidden_size,
+                                      layer.down.as<float>()};
+  for (size_t i = 0; i < parts.size(); ++i)
+    QWEN2_CHECK(read_rows(checkpoint, prefix + parts[i].name, parts[i].rows, parts[i].cols, targets[i]));
+  float* bias = layer.qkv_bias.data();
+  QWEN2_CHECK(checkpoint.load_vector(prefix + "self_attn.q_proj.bias", c.q_size(), bias));
+  QWEN2_CHECK(checkpoint.load_vector(prefix + "self_attn.k_proj.bias", c.kv_size(), bias + c.q_size()));
+  QWEN2_CHECK(
+      checkpoint.load_vector(prefix + "self_attn.v_proj.bias", c.kv_size(), bias + c.q_size() + c.kv_size()));
+  QWEN2_CHECK(
+      checkpoint.load_vector(prefix + "input_layernorm.weight", c.hidden_size, layer.input_norm.data()));
+  return checkpoint.load_vector(prefix + "post_attention_layernorm.weight", c.hidden_size,
+                                layer.post_attention_norm.data());
+}
+
+Status check_quantizable(const Checkpoint& checkpoint, const Qwen2Config& config,
+                         const QuantizeOptions& options) {
+  QWEN2_CHECK(check_options(options));
+  for (int64_t i = 0; i < config.layers; ++i) {
+    for (const Part& part : parts_of(config)) {
+      const std::string name = layer_prefix(i) + part.name;
+      if (part.cols % options.group != 0) {
+        return fail(ErrorKind::kInvalidArgument,
+                    "--group-size is {}, which does not divide the {} columns of '{}'", options.group,
+                    part.cols, name);
+      }
+      if (part.rows % 8 != 0) {
+        return fail(ErrorKind::kUnsupported, "tensor '{}' has {} rows; a multiple of 8 was expected", name,
+                    part.rows);
+      }
+      QWEN2_TRY(const auto format, checkpoint.matrix_format(name, part.rows, part.cols));
+      if (!format) continue;
+      return fail(ErrorKind::kInvalidArgument,
+                  "tensor '{}' is quantised to {} bits already; a model in 16 or 32 bits was expected", name,
+                  format->bits);
+    }
+  }
+  return {};
+}
+
+uint64_t peak_bytes(const Qwen2Config& c, const QuantizeOptions& options,
+                    std::span<const std::vector<TokenId>> calibration) {
+  uint64_t weights = 0;
+  for (const Part& part : parts_of(c)) weights += static_cast<uint64_t>(part.rows * part.cols);
+  // In float, a byte a code, and the words that are written.
+  uint64_t bytes = weights * (sizeof(float) + 1) + weights / 2;
+  if (options.method == Method::kRtn) return bytes;
+  int64_t tokens = 0;
+  int64_t longest = 0;
+  for (const auto& sequence : calibration) {
+    tokens += static_cast<int64_t>(sequence.size());
+    longest = std::max(longest, static_cast<int64_t>(sequence.size()));
+  }
+  bytes += LayerRounder::workspace_bytes(c, options);
+  return bytes + LayerForward::state_bytes(c, tokens, longest);
+}
+
+Status quantize_model(const QuantizeJob& job) {
+  const Checkpoint& checkpoint = job.checkpoint;
+  QWEN2_TRY(const Qwen2Config config,
+            parse_qwen2_config(checkpoint.config_json(), checkpoint.generation_config_json()));
+  QWEN2_CHECK(check_quantizable(checkpoint, config, job.options));
+  QWEN2_TRY(const DType stored, stored_dtype(checkpoint.config_json()));
+  QWEN2_TRY(const std::string config_text, quantized_config_json(checkpoint.config_json(), job.options));
+  const cpu::Kernels& kernels = cpu::kernels_for(cpu::detect_isa());
+  std::optional<LayerForward> forward;
+  if (job.options.method != Method::kRtn) {
+    QWEN2_TRY(forward, LayerForward::create(checkpoint, config, kernels, job.calibration));
+  }
+  QWEN2_TRY(FloatLayer layer, FloatLayer::allocate(config));
+  QWEN2_TRY(LayerRounder rounder, LayerRounder::create(config, kernels, job.options, stored));
+  QWEN2_CHECK(make_folder(job.output));
+  QWEN2_TRY(const auto writer,
+            ModelWriter::create(job.output / "model.safetensors", config, job.options, stored));
+  for (int64_t i = 0; i < config.layers; ++i) {
+    QWEN2_CHECK(read_layer(checkpoint, config, i, layer));
+    const auto rounded = rounder.round(layer, forward ? &*forward : nullptr);
+    if (!rounded) return within(fmt::format("layer {}", i), rounded.error());
+    QWEN2_CHECK(writer->write_layer(i, layer, *rounded));
+    if (job.progress) job.progress(i + 1, config.layers);
+  }
+  QWEN2_CHECK(writer->write_unquantized(checkpoint));
+  QWEN2_CHECK(writer->finish());
+  for (const ExtraFile& file : job.files) QWEN2_CHECK(write_file(job.output / file.name, file.contents));
+  if (const std::string text = checkpoint.generation_config_json(); !text.empty())
+    QWEN2_CHECK(write_file(job.output / "generation_config.json", text));
+  return write_file(job.output / "config.json", config_text);
+}
+
+}  // namespace qwen2::quantize
