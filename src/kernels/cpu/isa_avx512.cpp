@@ -65,7 +65,11 @@ struct V {
     __builtin_memcpy(&both, x, sizeof both);
     return _mm512_set1_epi32(both);
   }
-  static I dot(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
+  // As _mm512_dpwssd_epi32(); around that g++ 12 copies every sum twice.
+  static I dot(I sum, I a, I b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+  }
   static I load_codes8(const uint8_t* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -84,7 +88,11 @@ struct V {
     __builtin_memcpy(&all, x, sizeof all);
     return _mm512_set1_epi32(all);
   }
-  static I dot_bytes(I sum, I codes, I x) { return _mm512_dpbusd_epi32(sum, codes, x); }
+  // As _mm512_dpbusd_epi32(); around that g++ 12 copies every sum twice.
+  static I dot_bytes(I sum, I codes, I x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
+    return sum;
+  }
   static void unpack_nibbles(const uint8_t* p, uint8_t* first, uint8_t* second) {
     const I words = _mm512_loadu_si512(p);
     const I mask = _mm512_set1_epi8(15);

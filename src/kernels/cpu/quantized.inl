@@ -4,10 +4,6 @@
 // integers: 8-bit or 4-bit codes times 16 bits, at most 128 of them, fit 32 bits. Every instruction set gives the
 // same sums, and a row's do not depend on the batch.
 
-static inline int64_t chunk_columns(const QuantizedMatrix& w) {
-  return w.format.group < kMaxChunk ? w.format.group : kMaxChunk;
-}
-
 // The scales of kWidth rows from row `n` of `block`, for the group that holds column `k`.
 static inline V::F group_scale(const QuantizedMatrix& w, int64_t block, int n, int64_t k) {
   const int64_t group = w.format.group;
