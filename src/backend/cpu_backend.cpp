@@ -235,6 +235,7 @@ Result<Logits> CpuBackend::forward(std::span<const Chunk> chunks) {
 
 Status CpuBackend::forward_all(const Chunk& chunk, const LogitSink& sink) {
   std::vector<Row> rows;
+  rows.reserve(chunk.tokens.size());
   for (size_t i = 0; i < chunk.tokens.size(); ++i)
     rows.push_back({chunk.tokens[i], chunk.position + static_cast<int64_t>(i), chunk.pages, -1});
   // As forward() would run it. Then the head, for as many rows at a time as the logits have room for.

@@ -75,9 +75,10 @@ void Int8Products::find_outliers(const QuantizedMatrix& w, const float* x, int64
   }
   outlier_values_.resize(static_cast<size_t>(m) * outliers_.size());
   for (int64_t i = 0; i < m; ++i) {
-    for (size_t o = 0; o < outliers_.size(); ++o)
+    for (size_t o = 0; o < outliers_.size(); ++o) {
       outlier_values_[static_cast<size_t>(i) * outliers_.size() + o] =
           std::exchange(ordered[i * w.cols + outliers_[o]], 0.0F);
+    }
   }
 }
 

@@ -73,7 +73,7 @@ struct V {
   static I low_half(I pairs) { return _mm256_srai_epi32(_mm256_slli_epi32(pairs, 16), 16); }
   static I high_half(I pairs) { return _mm256_srai_epi32(pairs, 16); }
   static I set_pair(const int16_t* x) {
-    int32_t both;
+    int32_t both = 0;
     __builtin_memcpy(&both, x, sizeof both);
     return _mm256_set1_epi32(both);
   }

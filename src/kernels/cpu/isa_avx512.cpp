@@ -61,7 +61,7 @@ struct V {
   static I low_half(I pairs) { return _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16); }
   static I high_half(I pairs) { return _mm512_srai_epi32(pairs, 16); }
   static I set_pair(const int16_t* x) {
-    int32_t both;
+    int32_t both = 0;
     __builtin_memcpy(&both, x, sizeof both);
     return _mm512_set1_epi32(both);
   }
@@ -84,7 +84,7 @@ struct V {
   static I add_i32(I a, I b) { return _mm512_add_epi32(a, b); }
   static I load_bytes(const uint8_t* p) { return _mm512_load_si512(p); }
   static I set_quad(const int8_t* x) {
-    int32_t all;
+    int32_t all = 0;
     __builtin_memcpy(&all, x, sizeof all);
     return _mm512_set1_epi32(all);
   }

@@ -69,7 +69,7 @@ struct V {
   static I low_half(I pairs) { return (pairs << 16) >> 16; }
   static I high_half(I pairs) { return pairs >> 16; }
   static I set_pair(const int16_t* x) {
-    int32_t both;
+    int32_t both = 0;
     __builtin_memcpy(&both, x, sizeof both);
     return set1_i32(both);
   }
