@@ -151,16 +151,14 @@ Status bench_engine(BenchEngineFlags& flags) {
   const double bytes = static_cast<double>(backend.bytes_per_decode_step()) + kv;
   const double fraction = bytes * decoded.median / static_cast<double>(flags.batch) / read.median;
   json::object root;
-  root["parameters"] = json::object{{"model", flags.model.model},
-                                    {"prompt", flags.prompt},
-                                    {"generate", flags.generate},
-                                    {"batch", flags.batch},
-                                    {"runs", flags.runs},
-                                    {"backend", backend.describe()},
-                                    {"prefill_chunk", plan.limits.prefill_chunk},
-                                    {"precision", flags.model.precision},
-                                    {"head_precision", flags.model.head_precision},
-                                    {"group_size", flags.model.group_size}};
+  json::object parameters = to_json(flags.model);
+  parameters["prompt"] = flags.prompt;
+  parameters["generate"] = flags.generate;
+  parameters["batch"] = flags.batch;
+  parameters["runs"] = flags.runs;
+  parameters["backend"] = backend.describe();
+  parameters["prefill_chunk"] = plan.limits.prefill_chunk;
+  root["parameters"] = std::move(parameters);
   root["prefill_tokens_per_second"] = to_json(spread(prefill));
   root["decode_tokens_per_second"] = to_json(decoded);
   root["bytes_per_decode_step"] = bytes;

@@ -10,6 +10,8 @@
 namespace qwen2::cli {
 namespace {
 
+namespace json = boost::json;
+
 struct BenchServeFlags {
   LoadTestOptions test;
   ModelFlags model;  // to start the service, or for its tokeniser
@@ -19,7 +21,6 @@ struct BenchServeFlags {
   int64_t max_queue_requests = 64;
   int64_t show_answers = 0;
   bool no_stream = false;
-  CLI::App* command = nullptr;
 };
 
 // The flags of the service that --model starts: those that the user gave here.
@@ -33,12 +34,10 @@ std::vector<std::string> serve_arguments(const BenchServeFlags& flags) {
                                      flags.policy,
                                      "--max-queue-requests",
                                      std::to_string(flags.max_queue_requests)};
-  for (const char* name : {"--model", "--tokenizer", "--device", "--memory-budget", "--max-model-len",
-                           "--max-num-seqs", "--prefill-chunk", "--max-batch-tokens", "--isa", "--precision",
-                           "--head-precision", "--group-size"}) {
-    if (flags.command->count(name) == 0) continue;
-    arguments.emplace_back(name);
-    arguments.push_back(flags.command->get_option(name)->as<std::string>());
+  for (const CLI::Option* option : flags.model.options) {
+    if (option->count() == 0) continue;
+    arguments.push_back(option->get_name());
+    arguments.push_back(option->as<std::string>());
   }
   return arguments;
 }
@@ -86,7 +85,13 @@ Status bench_serve(BenchServeFlags& flags) {
     fmt::print("answer {}: {}\n", i, result.records[static_cast<size_t>(i)].text);
   }
   if (flags.output.empty()) return {};
-  return write_result(flags.output, to_json(test, result));
+  json::object root = to_json(test, result);
+  if (!flags.model.model.empty()) {
+    json::object served = to_json(flags.model);
+    served["policy"] = flags.policy;
+    root["service"] = std::move(served);
+  }
+  return write_result(flags.output, std::move(root));
 }
 
 }  // namespace
@@ -94,7 +99,6 @@ Status bench_serve(BenchServeFlags& flags) {
 void add_bench_serve(CLI::App& app, Action& action) {
   auto flags = std::make_shared<BenchServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "Load-test an OpenAI-compatible service (closed loop)");
-  flags->command = command;
   flags->model.add_to(*command);
   command->get_option("--model")->required(false);
   LoadTestOptions& test = flags->test;

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "backend/backend.h"
@@ -30,8 +31,13 @@ struct ModelFlags {
   std::string key_bias = "scores";
   std::string activations = "auto";
 
+  std::vector<CLI::Option*> options;  // all that add_to() added
+
   void add_to(CLI::App& app);
 };
+
+// The flags that decide what is computed, for result files.
+boost::json::object to_json(const ModelFlags& flags);
 
 struct OpenModel {
   std::unique_ptr<Backend> backend;
@@ -60,6 +66,9 @@ std::filesystem::path shipped_path(const std::filesystem::path& relative);
 
 // The folder whose tokeniser open_tokenizer() takes where the model is no .gguf file; may be empty.
 std::filesystem::path tokenizer_source(const ModelFlags& flags);
+
+// A token outside of the vocabulary is an error: a tokeniser may belong to another model.
+Status check_tokens(std::span<const TokenId> tokens, const Qwen2Config& config);
 
 // A name for the model: its folder, or what follows "synthetic:".
 std::string model_name(const std::string& model);

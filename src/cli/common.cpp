@@ -48,6 +48,7 @@ Result<std::optional<Tokenizer>> open_gguf_tokenizer(const std::string& model, b
 }  // namespace
 
 void ModelFlags::add_to(CLI::App& app) {
+  const size_t before = app.get_options().size();
   app.add_option("--model", model,
                  "Folder in Hugging Face layout, a .gguf file, or synthetic:qwen2-0.5b, -1.5b, -7b")
       ->required();
@@ -74,6 +75,19 @@ void ModelFlags::add_to(CLI::App& app) {
                  "Of prompts with quantised weights: auto (16 bits or float) or int8")
       ->check(CLI::IsMember({"auto", "int8"}));
   app.add_option("--isa", isa, "Cap on the instruction set: auto, baseline, avx2, avx512");
+  for (CLI::Option* option : app.get_options()) options.push_back(option);
+  options.erase(options.begin(), options.begin() + static_cast<std::ptrdiff_t>(before));
+}
+
+json::object to_json(const ModelFlags& flags) {
+  return {{"model", flags.model},
+          {"precision", flags.precision},
+          {"head_precision", flags.head_precision},
+          {"group_size", flags.group_size},
+          {"kv", flags.kv},
+          {"key_bias", flags.key_bias},
+          {"activations", flags.activations},
+          {"isa", flags.isa}};
 }
 
 Result<CpuOptions> cpu_options_of(const ModelFlags& flags) {
@@ -138,6 +152,15 @@ Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
   QWEN2_TRY(const CpuOptions options, cpu_options_of(flags));
   QWEN2_TRY(open.backend, create_cpu_backend(*checkpoint, limits, options));
   return open;
+}
+
+Status check_tokens(std::span<const TokenId> tokens, const Qwen2Config& config) {
+  for (const TokenId token : tokens) {
+    if (token >= 0 && token < config.vocab_size) continue;
+    return fail(ErrorKind::kInvalidArgument, "token id {} is not in the vocabulary of {}", token,
+                config.vocab_size);
+  }
+  return {};
 }
 
 std::string model_name(const std::string& model) {

@@ -2,7 +2,6 @@
 #include <boost/json.hpp>
 #include <numeric>
 
-#include "base/machine.h"
 #include "base/memory.h"
 #include "base/units.h"
 #include "cli/cli.h"
@@ -105,15 +104,7 @@ Status evaluate_window(OpenModel& model, OpenModel* reference, const Window& win
 }
 
 json::object to_json(const EvaluateFlags& flags, const OpenModel& model, const EvaluationSummary& s) {
-  const Machine machine = describe_machine();
-  json::object root;
-  root["model"] = flags.model.model;
-  root["precision"] = flags.model.precision;
-  root["group_size"] = flags.model.group_size;
-  root["kv"] = flags.model.kv;
-  root["key_bias"] = flags.model.key_bias;
-  root["activations"] = flags.model.activations;
-  root["isa"] = flags.model.isa;
+  json::object root = to_json(flags.model);
   root["backend"] = model.backend->describe();
   root["text"] = flags.text;
   root["window"] = flags.window;
@@ -126,16 +117,14 @@ json::object to_json(const EvaluateFlags& flags, const OpenModel& model, const E
   root["mean_nll"] = s.mean_nll;
   root["mean_nll_standard_error"] = s.nll_error;
   if (!flags.reference.model.empty()) {
-    root["reference"] = json::object{{"model", flags.reference.model},
-                                     {"precision", flags.reference.precision},
-                                     {"kv", flags.reference.kv},
-                                     {"perplexity", s.reference_perplexity}};
+    json::object reference = to_json(flags.reference);
+    reference["perplexity"] = s.reference_perplexity;
+    root["reference"] = std::move(reference);
     root["mean_kl"] = s.mean_kl;
     root["mean_kl_standard_error"] = s.kl_error;
     root["same_top1"] = s.same_top1;
     root["logit_error_p999"] = s.logit_error_p999;
   }
-  root["machine"] = json::object{{"cpu", machine.cpu}, {"cores", machine.cores}, {"commit", machine.commit}};
   return root;
 }
 
@@ -154,9 +143,10 @@ void print_table(const EvaluateFlags& flags, const OpenModel& model, const Evalu
 }
 
 Status check(const EvaluateFlags& flags, const OpenModel& model, const std::optional<OpenModel>& reference,
-             size_t tokens) {
-  if (tokens < 2)
+             const std::vector<TokenId>& tokens) {
+  if (tokens.size() < 2)
     return fail(ErrorKind::kInvalidArgument, "--text '{}' has fewer than two tokens", flags.text);
+  QWEN2_CHECK(check_tokens(tokens, model.backend->config()));
   if (!reference) return {};
   const int64_t own = model.backend->config().vocab_size;
   const int64_t other = reference->backend->config().vocab_size;
@@ -176,7 +166,7 @@ Status evaluate(EvaluateFlags& flags) {
     QWEN2_TRY(reference, open_for(flags.reference, flags.window));
   }
   QWEN2_TRY(const std::vector<TokenId> tokens, model.tokenizer->encode(text));
-  QWEN2_CHECK(check(flags, model, reference, tokens.size()));
+  QWEN2_CHECK(check(flags, model, reference, tokens));
   Evaluation evaluation;
   auto windows = text_windows(tokens, flags.window);
   if (flags.chats) {
@@ -191,7 +181,7 @@ Status evaluate(EvaluateFlags& flags) {
   const EvaluationSummary summary = evaluation.summary();
   print_table(flags, model, summary);
   if (flags.output.empty()) return {};
-  return write_file(flags.output, json::serialize(to_json(flags, model, summary)) + "\n");
+  return write_result(flags.output, to_json(flags, model, summary));
 }
 
 }  // namespace

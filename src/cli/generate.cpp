@@ -80,11 +80,7 @@ Result<std::vector<TokenId>> run(Engine& engine, GenerationRequest request, bool
 Status write_logits(Backend& backend, const std::vector<TokenId>& prompt, const std::string& path) {
   const Limits& limits = backend.plan().limits;
   const auto size = static_cast<int64_t>(prompt.size());
-  for (const TokenId token : prompt) {
-    if (token < backend.config().vocab_size) continue;
-    return fail(ErrorKind::kInvalidArgument, "token id {} is not in the vocabulary of {}", token,
-                backend.config().vocab_size);
-  }
+  QWEN2_CHECK(check_tokens(prompt, backend.config()));
   if (size > limits.max_model_len) {
     return fail(ErrorKind::kInvalidArgument, "the prompt has {} tokens, --max-model-len is {}", size,
                 limits.max_model_len);

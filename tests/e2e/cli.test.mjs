@@ -230,6 +230,15 @@ describe('bench serve', () => {
     assert.deepEqual([parameters.ctx_len, parameters.max_new_tokens, parameters.concurrency], [512, 16, 5]);
   });
 
+  test('hands every flag of the model to the server that it starts', async (t) => {
+    const refused = await run(...split('bench serve --model DEMO --requests 1 --activations int8'));
+    assert.equal(refused.code, 1); // needs quantised weights, as the server says
+    const size = split('--requests 3 --warmup 0 --ctx-len 64 --max-new-tokens 4 --precision int8 --kv int8');
+    const { summary, service } = await bench(t, '--model', model, ...size);
+    assert.deepEqual(summary.failures, {});
+    assert.deepEqual([service.precision, service.kv, service.policy], ['int8', 'int8', 'continuous']);
+  });
+
   // A server that answers every completion with `answer(response, body)`.
   async function startFake(t, answer) {
     const fake = http.createServer(async (request, response) => {
@@ -361,6 +370,7 @@ describe('what cannot work: exit code 1 and one line', () => {
     ['evaluate --model DEMO --text /no/text', '/no/text'],
     ['evaluate --model DEMO --text DEMO/config.json --chats', '--chats'],
     ['evaluate --model DEMO --text DEMO/config.json --window 1', '--window'],
+    [`evaluate --model ${goldens}/gqa6_odd --tokenizer DEMO --text DEMO/config.json`, 'vocabulary of 131'],
     ['generate --model DEMO --prompt a --max-model-len -1', '--max-model-len'],
     ['generate --model DEMO --prompt a --max-model-len 100000', '--max-model-len'],
     ['generate --model DEMO --prompt a --prefill-chunk 0', '--prefill-chunk'],
