@@ -11,6 +11,8 @@
 #include <optional>
 #include <sstream>
 
+#include "commit.h"
+
 namespace qwen2 {
 namespace {
 
