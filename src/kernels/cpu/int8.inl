@@ -4,6 +4,14 @@
 constexpr int kInt8Tokens = 4;      // 16 sums, 4 weights and an input in registers; 6 were no faster
 constexpr int64_t kInt8Chunks = 4;  // that are unpacked together, so that they and a tile's y stay in L1
 
+// Nibbles unpack to the columns 0 4 1 5, then 2 6 3 7 of eight; bytes to their own order.
+static void order_for_int8(const int16_t* x, int64_t cols, int bits, int8_t* out) {
+  const int order[2][8] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, 4, 1, 5, 2, 6, 3, 7}};
+  const int* own = order[bits == 4 ? 1 : 0];
+  for (int64_t k = 0; k < cols; k += 8)
+    for (int i = 0; i < 8; ++i) out[k + i] = static_cast<int8_t>(x[k + own[i]]);
+}
+
 // One chunk of a block as unsigned bytes [columns / 4][64 rows][4].
 static void unpack_chunk(const QuantizedMatrix& w, int64_t block, int64_t begin, int64_t columns, uint8_t* out) {
   const uint8_t* codes = w.codes + (block * w.cols + begin) * 64 * w.format.bits / 8;

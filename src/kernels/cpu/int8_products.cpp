@@ -9,7 +9,6 @@ namespace qwen2::cpu {
 namespace {
 
 constexpr int kLevels = 127;
-constexpr int64_t kSmallestChunk = 8;
 // An element is an outlier beyond this many times its token's mean magnitude.
 constexpr float kOutlier = 24.0F;
 
@@ -32,7 +31,7 @@ struct Scratch {
   static size_t bytes(int64_t rows, int64_t cols) {
     const auto elements = static_cast<size_t>(rows * cols);
     return elements * (sizeof(float) + sizeof(int16_t) + 1) +
-           elements / kSmallestChunk * (sizeof(float) + sizeof(int32_t));
+           elements / kMinChunk * (sizeof(float) + sizeof(int32_t));
   }
 };
 

@@ -125,7 +125,7 @@ struct V {
 
 extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels{
-    Isa::kAvx2,       gemv_bf16,      gemv_quantized, quantize_activations, nullptr,   order_for_int8,
+    Isa::kAvx2,       gemv_bf16,      gemv_quantized, quantize_activations, nullptr,   nullptr,
     dequantize_block, quantize_group, attention,      merge_attention,      rope,      rms_norm,
     swiglu,           to_bf16,        split_bf16,     widen_block,          read_lines};
 

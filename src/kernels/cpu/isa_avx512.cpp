@@ -60,11 +60,14 @@ struct V {
   }
   static I low_half(I pairs) { return _mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16); }
   static I high_half(I pairs) { return _mm512_srai_epi32(pairs, 16); }
-  static I set_pair(const int16_t* x) {
-    int32_t both = 0;
-    __builtin_memcpy(&both, x, sizeof both);
-    return _mm512_set1_epi32(both);
+  // Two activations of 16 bits, or four of 8, for every row.
+  template <class T>
+  static I repeat_32_bits(const T* x) {
+    int32_t bits = 0;
+    __builtin_memcpy(&bits, x, sizeof bits);
+    return _mm512_set1_epi32(bits);
   }
+  static I set_pair(const int16_t* x) { return repeat_32_bits(x); }
   // As _mm512_dpwssd_epi32(); around that g++ 12 copies every sum twice.
   static I dot(I sum, I a, I b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
@@ -83,11 +86,7 @@ struct V {
   // Bytes: unsigned codes and signed activations, four columns of a row in 32 bits.
   static I add_i32(I a, I b) { return _mm512_add_epi32(a, b); }
   static I load_bytes(const uint8_t* p) { return _mm512_load_si512(p); }
-  static I set_quad(const int8_t* x) {
-    int32_t all = 0;
-    __builtin_memcpy(&all, x, sizeof all);
-    return _mm512_set1_epi32(all);
-  }
+  static I set_quad(const int8_t* x) { return repeat_32_bits(x); }
   // As _mm512_dpbusd_epi32(); around that g++ 12 copies every sum twice.
   static I dot_bytes(I sum, I codes, I x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));

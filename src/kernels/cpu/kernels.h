@@ -38,8 +38,10 @@ struct GemvArgs {
   bool accumulate;   // add to y instead of overwriting it
 };
 
-// Columns of a quantised product that are summed as integers: a group's, but at most this many.
+// Columns of a quantised product that are summed as integers: a group's, but at most this many. Groups, and
+// so chunks, have at least eight columns.
 constexpr int64_t kMaxChunk = 128;
+constexpr int64_t kMinChunk = 8;
 
 // The same for a quantised matrix. Activations are 16-bit integers: x[k] stands for x[k] * x_scales[k /
 // chunk_columns]. A chunk's products are summed exactly, in 32 bits, chunks in float in their order.
@@ -140,7 +142,7 @@ struct Kernels {
   // Rounds x to integers of magnitude at most `levels` (127 or 32767), a scale for each `chunk` columns.
   void (*quantize_activations)(const float* x, int64_t cols, int64_t chunk, int levels, int16_t* out,
                                float* scales, int32_t* sums);
-  // Null where the instruction set has no product of bytes.
+  // These two are null where the instruction set has no product of bytes.
   void (*gemm_int8)(const Int8GemmArgs& args, int64_t block_begin, int64_t block_end);
   // Integers of quantize_activations() (127 levels) as bytes, in the order in which `bits`-bit codes unpack.
   void (*order_for_int8)(const int16_t* x, int64_t cols, int bits, int8_t* out);

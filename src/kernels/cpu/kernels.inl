@@ -69,6 +69,19 @@ static inline void for_batch_tiles(int batch, const Tile& tile) {
   for (; b < batch; ++b) tile.template run<1, V::kBatchVectors>(b);
 }
 
+// y (+)= the sums [batch][64] of one block.
+template <class Args>
+static inline void write_block(const Args& args, int64_t block, const float* sums) {
+  for (int b = 0; b < args.batch; ++b) {
+    float* y = args.y + b * args.y_stride + block * 64;
+    for (int n = 0; n < 64; n += V::kWidth) {
+      V::F value = V::load(sums + b * 64 + n);
+      if (args.accumulate) value = V::add(V::load(y + n), value);
+      V::store(y + n, value);
+    }
+  }
+}
+
 // One chunk of a block. The first rows of the batch fetch the next chunk, while they compute.
 struct Bf16Chunk {
   const GemvArgs& args;
@@ -102,14 +115,7 @@ static void gemv_bf16(const GemvArgs& args, int64_t block_begin, int64_t block_e
         for_batch_tiles(args.batch, Bf16Chunk{args, w + begin * kPairElements, 2 * begin, count, acc});
       }
     }
-    for (int b = 0; b < args.batch; ++b) {
-      float* y = args.y + b * args.y_stride + block * 64;
-      for (int n = 0; n < 64; n += V::kWidth) {
-        V::F value = V::load(acc + b * 64 + n);
-        if (args.accumulate) value = V::add(V::load(y + n), value);
-        V::store(y + n, value);
-      }
-    }
+    write_block(args, block, acc);
   }
 }
 

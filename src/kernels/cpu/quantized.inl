@@ -129,14 +129,7 @@ static void gemv_codes(const QuantizedGemvArgs& args, int64_t block_begin, int64
     __builtin_memset(totals, 0, sizeof(float) * 64 * static_cast<unsigned>(args.batch));
     for (int64_t chunk = 0; chunk < args.chunks; ++chunk)
       for_batch_tiles(args.batch, QuantizedChunk<Bits>{args, codes, block, chunk, totals});
-    for (int b = 0; b < args.batch; ++b) {
-      float* y = args.y + b * args.y_stride + block * 64;
-      for (int n = 0; n < 64; n += V::kWidth) {
-        V::F value = V::load(totals + b * 64 + n);
-        if (args.accumulate) value = V::add(V::load(y + n), value);
-        V::store(y + n, value);
-      }
-    }
+    write_block(args, block, totals);
   }
 }
 
@@ -170,14 +163,6 @@ static void quantize_activations(const float* x, int64_t cols, int64_t chunk, in
     scales[begin / chunk] = largest / static_cast<float>(levels);
     sums[begin / chunk] = sum;
   }
-}
-
-// Nibbles unpack to the columns 0 4 1 5, then 2 6 3 7 of eight; bytes to their own order.
-static void order_for_int8(const int16_t* x, int64_t cols, int bits, int8_t* out) {
-  const int order[2][8] = {{0, 1, 2, 3, 4, 5, 6, 7}, {0, 4, 1, 5, 2, 6, 3, 7}};
-  const int* own = order[bits == 4 ? 1 : 0];
-  for (int64_t k = 0; k < cols; k += 8)
-    for (int i = 0; i < 8; ++i) out[k + i] = static_cast<int8_t>(x[k + own[i]]);
 }
 
 static void dequantize_block(const QuantizedMatrix& w, int64_t block, uint16_t* out) {

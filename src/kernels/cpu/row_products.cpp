@@ -11,7 +11,6 @@ namespace {
 
 // Parts of one matrix: query, key and value.
 constexpr size_t kSlots = 3;
-constexpr int64_t kSmallestChunk = 8;
 // Fewer rows than this are rounded by one thread: starting the others takes as long.
 constexpr int64_t kSerialRows = 4;
 
@@ -21,7 +20,7 @@ struct SlotLayout {
 
   explicit SlotLayout(int64_t max_cols) {
     const auto elements = static_cast<size_t>(kMaxGemvBatch * max_cols);
-    const size_t chunks = elements / kSmallestChunk;
+    const size_t chunks = elements / kMinChunk;
     values = 0;
     scales = elements * sizeof(int16_t);
     sums = scales + chunks * sizeof(float);
