@@ -59,8 +59,10 @@ LayerForward::Visitor LayerRounder::sums(int64_t cols) {
   tokens_ = 0;
   return [this, h, cols](const float* x, int64_t count) -> Status {
     tokens_ += count;
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t k = 0; k < cols; ++k) magnitudes_[static_cast<size_t>(k)] += std::abs(x[i * cols + k]);
+    if (options_.method == Method::kAwq) {
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t k = 0; k < cols; ++k) magnitudes_[static_cast<size_t>(k)] += std::abs(x[i * cols + k]);
+      }
     }
     return add_gram(2.0F, x, count, cols, h);
   };

@@ -75,7 +75,7 @@ class LayerRounder {
   QuantizeOptions options_;
   DType stored_;
   LargeBuffer hessian_;             // [cols][cols] of the stage
-  std::vector<double> magnitudes_;  // [cols], sums of |x|
+  std::vector<double> magnitudes_;  // [cols], sums of |x|; kAwq
   int64_t tokens_ = 0;              // that were summed
 };
 

@@ -16,33 +16,19 @@ std::string_view safetensors_dtype(DType type) {
   return type == DType::kF16 ? "F16" : "BF16";
 }
 
-struct Module {
-  std::string name;
-  int64_t rows, cols;
-};
-
-std::vector<Module> modules_of(const Qwen2Config& c, const std::string& prefix) {
-  return {{prefix + "self_attn.q_proj", c.q_size(), c.hidden_size},
-          {prefix + "self_attn.k_proj", c.kv_size(), c.hidden_size},
-          {prefix + "self_attn.v_proj", c.kv_size(), c.hidden_size},
-          {prefix + "self_attn.o_proj", c.hidden_size, c.q_size()},
-          {prefix + "mlp.gate_proj", c.intermediate_size, c.hidden_size},
-          {prefix + "mlp.up_proj", c.intermediate_size, c.hidden_size},
-          {prefix + "mlp.down_proj", c.hidden_size, c.intermediate_size}};
-}
-
-void add_module(std::vector<TensorSpec>& specs, const Module& m, const QuantizeOptions& options) {
+void add_module(std::vector<TensorSpec>& specs, const std::string& name, const LinearModule& m,
+                const QuantizeOptions& options) {
   const int64_t per = 32 / options.bits;
   const int64_t groups = m.cols / options.group;
   if (options.method == Method::kAwq) {
-    specs.push_back({m.name + ".qweight", "I32", {m.cols, m.rows / 8}});
-    specs.push_back({m.name + ".qzeros", "I32", {groups, m.rows / 8}});
+    specs.push_back({name + ".qweight", "I32", {m.cols, m.rows / 8}});
+    specs.push_back({name + ".qzeros", "I32", {groups, m.rows / 8}});
   } else {
-    specs.push_back({m.name + ".qweight", "I32", {m.cols / per, m.rows}});
-    specs.push_back({m.name + ".qzeros", "I32", {groups, m.rows / per}});
-    specs.push_back({m.name + ".g_idx", "I32", {m.cols}});
+    specs.push_back({name + ".qweight", "I32", {m.cols / per, m.rows}});
+    specs.push_back({name + ".qzeros", "I32", {groups, m.rows / per}});
+    specs.push_back({name + ".g_idx", "I32", {m.cols}});
   }
-  specs.push_back({m.name + ".scales", "F16", {groups, m.rows}});
+  specs.push_back({name + ".scales", "F16", {groups, m.rows}});
 }
 
 std::vector<TensorSpec> specs_of(const Qwen2Config& c, const QuantizeOptions& options, DType stored) {
@@ -51,7 +37,8 @@ std::vector<TensorSpec> specs_of(const Qwen2Config& c, const QuantizeOptions& op
   specs.push_back({"model.embed_tokens.weight", dtype, {c.vocab_size, c.hidden_size}});
   for (int64_t i = 0; i < c.layers; ++i) {
     const std::string prefix = layer_prefix(i);
-    for (const Module& module : modules_of(c, prefix)) add_module(specs, module, options);
+    for (const LinearModule& module : linear_modules(c))
+      add_module(specs, prefix + module.name, module, options);
     specs.push_back({prefix + "input_layernorm.weight", dtype, {c.hidden_size}});
     specs.push_back({prefix + "post_attention_layernorm.weight", dtype, {c.hidden_size}});
     specs.push_back({prefix + "self_attn.q_proj.bias", dtype, {c.q_size()}});
@@ -91,6 +78,16 @@ std::span<const std::byte> bytes_of(const std::vector<T>& values) {
 }
 
 }  // namespace
+
+std::array<LinearModule, 7> linear_modules(const Qwen2Config& c) {
+  return {{{"self_attn.q_proj", c.q_size(), c.hidden_size},
+           {"self_attn.k_proj", c.kv_size(), c.hidden_size},
+           {"self_attn.v_proj", c.kv_size(), c.hidden_size},
+           {"self_attn.o_proj", c.hidden_size, c.q_size()},
+           {"mlp.gate_proj", c.intermediate_size, c.hidden_size},
+           {"mlp.up_proj", c.intermediate_size, c.hidden_size},
+           {"mlp.down_proj", c.hidden_size, c.intermediate_size}}};
+}
 
 std::string layer_prefix(int64_t index) {
   return fmt::format("model.layers.{}.", index);

@@ -1,6 +1,7 @@
 // The model.safetensors and config.json of a quantised model, in the layout that Transformers and vLLM read.
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -44,6 +45,13 @@ class ModelWriter {
   DType stored_;
   std::unique_ptr<SafetensorsWriter> file_;
 };
+
+// What of a layer is quantised: the modules' names behind layer_prefix(), and their shapes.
+struct LinearModule {
+  const char* name;
+  int64_t rows, cols;
+};
+std::array<LinearModule, 7> linear_modules(const Qwen2Config& config);
 
 // "model.layers.INDEX.".
 std::string layer_prefix(int64_t index);

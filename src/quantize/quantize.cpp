@@ -12,21 +12,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Part {
-  const char* name;
-  int64_t rows, cols;
-};
-
-std::array<Part, 7> parts_of(const Qwen2Config& c) {
-  return {{{"self_attn.q_proj.weight", c.q_size(), c.hidden_size},
-           {"self_attn.k_proj.weight", c.kv_size(), c.hidden_size},
-           {"self_attn.v_proj.weight", c.kv_size(), c.hidden_size},
-           {"self_attn.o_proj.weight", c.hidden_size, c.q_size()},
-           {"mlp.gate_proj.weight", c.intermediate_size, c.hidden_size},
-           {"mlp.up_proj.weight", c.intermediate_size, c.hidden_size},
-           {"mlp.down_proj.weight", c.hidden_size, c.intermediate_size}}};
-}
-
 Status read_rows(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t cols,
                  float* out) {
   return read_expanded(checkpoint, name, rows, cols, [&](int64_t row, const float* values) {
@@ -74,7 +59,7 @@ Status check_options(const QuantizeOptions& options) {
 
 Status read_layer(const Checkpoint& checkpoint, const Qwen2Config& c, int64_t index, FloatLayer& layer) {
   const std::string prefix = layer_prefix(index);
-  const auto parts = parts_of(c);
+  const auto modules = linear_modules(c);
   const std::array<float*, 7> targets{layer.qkv.as<float>(),
                                       layer.qkv.as<float>() + c.q_size() * c.hidden_size,
                                       layer.qkv.as<float>() + (c.q_size() + c.kv_size()) * c.hidden_size,
@@ -82,8 +67,10 @@ Status read_layer(const Checkpoint& checkpoint, const Qwen2Config& c, int64_t in
                                       layer.gate_up.as<float>(),
                                       layer.gate_up.as<float>() + c.intermediate_size * c.hidden_size,
                                       layer.down.as<float>()};
-  for (size_t i = 0; i < parts.size(); ++i)
-    QWEN2_CHECK(read_rows(checkpoint, prefix + parts[i].name, parts[i].rows, parts[i].cols, targets[i]));
+  for (size_t i = 0; i < modules.size(); ++i) {
+    const auto& [name, rows, cols] = modules[i];
+    QWEN2_CHECK(read_rows(checkpoint, prefix + name + ".weight", rows, cols, targets[i]));
+  }
   float* bias = layer.qkv_bias.data();
   QWEN2_CHECK(checkpoint.load_vector(prefix + "self_attn.q_proj.bias", c.q_size(), bias));
   QWEN2_CHECK(checkpoint.load_vector(prefix + "self_attn.k_proj.bias", c.kv_size(), bias + c.q_size()));
@@ -99,8 +86,8 @@ Status check_quantizable(const Checkpoint& checkpoint, const Qwen2Config& config
                          const QuantizeOptions& options) {
   QWEN2_CHECK(check_options(options));
   for (int64_t i = 0; i < config.layers; ++i) {
-    for (const Part& part : parts_of(config)) {
-      const std::string name = layer_prefix(i) + part.name;
+    for (const LinearModule& part : linear_modules(config)) {
+      const std::string name = layer_prefix(i) + part.name + ".weight";
       if (part.cols % options.group != 0) {
         return fail(ErrorKind::kInvalidArgument,
                     "--group-size is {}, which does not divide the {} columns of '{}'", options.group,
@@ -123,7 +110,7 @@ Status check_quantizable(const Checkpoint& checkpoint, const Qwen2Config& config
 uint64_t peak_bytes(const Qwen2Config& c, const QuantizeOptions& options,
                     std::span<const std::vector<TokenId>> calibration) {
   uint64_t weights = 0;
-  for (const Part& part : parts_of(c)) weights += static_cast<uint64_t>(part.rows * part.cols);
+  for (const LinearModule& part : linear_modules(c)) weights += static_cast<uint64_t>(part.rows * part.cols);
   // In float, a byte a code, and the words that are written.
   uint64_t bytes = weights * (sizeof(float) + 1) + weights / 2;
   if (options.method == Method::kRtn) return bytes;

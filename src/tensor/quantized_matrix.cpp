@@ -124,8 +124,13 @@ float QuantizedMatrix::minimum(int64_t row, int64_t col) const {
 // A product of a scale (fp16, or fp16 times a byte) and a code of at most 8 bits is exact in float for every
 // format but kF32 and Q6_K, so that only the subtraction rounds; with a zero it is exact too.
 void QuantizedMatrix::get_row(int64_t row, float* out) const {
-  for (int64_t k = 0; k < cols; ++k) {
-    out[permutation != nullptr ? permutation[k] : k] = value(row, k);
+  for (int64_t first = 0; first < cols; first += format.group) {
+    const float own_scale = scale(row, first);
+    const float own_minimum = minimum(row, first);
+    for (int64_t k = first; k < first + format.group; ++k) {
+      const float value = own_scale * static_cast<float>(code(row, k)) - own_minimum;
+      out[permutation != nullptr ? permutation[k] : k] = value;
+    }
   }
 }
 
