@@ -65,6 +65,8 @@ struct TokenizerTexts {
   std::string tokenizer_config_json;
 };
 Result<TokenizerTexts> gguf_tokenizer(const std::filesystem::path& path);
+// The second alone.
+Result<std::string> gguf_tokenizer_config(const std::filesystem::path& path);
 
 // Seeded random weights in a published shape: "qwen2-0.5b", "qwen2-1.5b", "qwen2-7b".
 Result<std::unique_ptr<Checkpoint>> open_synthetic(std::string_view name, uint64_t seed = 0);

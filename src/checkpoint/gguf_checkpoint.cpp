@@ -178,15 +178,27 @@ bool is_gguf_file(const std::string& model) {
   return model.ends_with(".gguf") && fs::is_regular_file(model, ignored);
 }
 
-Result<TokenizerTexts> gguf_tokenizer(const fs::path& path) {
+namespace {
+
+// read(the parsed file), with errors that name the path.
+template <class T>
+Result<T> from_gguf(const fs::path& path, Result<T> (*read)(const GgufFile&)) {
   QWEN2_TRY(const auto mapped, MappedFile::open(path));
-  const auto read = [&]() -> Result<TokenizerTexts> {
-    QWEN2_TRY(const GgufFile file, parse_gguf(mapped.bytes()));
-    return gguf_tokenizer(file);
-  };
-  auto texts = read();
-  if (!texts) return within(fmt::format("'{}'", path.string()), texts.error());
-  return texts;
+  const auto file = parse_gguf(mapped.bytes());
+  if (!file) return within(fmt::format("'{}'", path.string()), file.error());
+  auto result = read(*file);
+  if (!result) return within(fmt::format("'{}'", path.string()), result.error());
+  return result;
+}
+
+}  // namespace
+
+Result<TokenizerTexts> gguf_tokenizer(const fs::path& path) {
+  return from_gguf<TokenizerTexts>(path, gguf_tokenizer);
+}
+
+Result<std::string> gguf_tokenizer_config(const fs::path& path) {
+  return from_gguf<std::string>(path, gguf_tokenizer_config);
 }
 
 }  // namespace qwen2

@@ -253,6 +253,16 @@ Result<std::string> gguf_generation_config_json(const GgufFile& file) {
   return ids.empty() ? std::string() : json::serialize(json::object{{"eos_token_id", ids}});
 }
 
+Result<std::string> gguf_tokenizer_config(const GgufFile& file) {
+  QWEN2_TRY(const auto chat_template, file.string("tokenizer.chat_template"));
+  if (chat_template && !is_utf8(*chat_template)) {
+    return fail(ErrorKind::kFormat, "'tokenizer.chat_template' is not UTF-8");
+  }
+  json::object config;
+  if (chat_template) config["chat_template"] = *chat_template;
+  return json::serialize(config);
+}
+
 Result<TokenizerTexts> gguf_tokenizer(const GgufFile& file) {
   if (file.find("tokenizer.ggml.model") == nullptr) {
     return fail(ErrorKind::kNotFound, "metadata key 'tokenizer.ggml.model' is missing: no tokeniser");
@@ -263,10 +273,7 @@ Result<TokenizerTexts> gguf_tokenizer(const GgufFile& file) {
   if (add_bos.value_or(false)) {
     return fail(ErrorKind::kUnsupported, "'tokenizer.ggml.add_bos_token' must be false, as in Qwen2");
   }
-  QWEN2_TRY(const auto chat_template, file.string("tokenizer.chat_template"));
-  if (chat_template && !is_utf8(*chat_template)) {
-    return fail(ErrorKind::kFormat, "'tokenizer.chat_template' is not UTF-8");
-  }
+  QWEN2_TRY(std::string config, gguf_tokenizer_config(file));
   const auto storage = json::make_shared_resource<json::monotonic_resource>();
   QWEN2_TRY(Vocabulary vocabulary, read_vocabulary(file, storage));
   QWEN2_TRY(json::array merges, read_merges(file, storage));
@@ -288,9 +295,7 @@ Result<TokenizerTexts> gguf_tokenizer(const GgufFile& file) {
       json::object{{"type", "Sequence"}, {"pretokenizers", json::array{split, byte_level}}};
   root["decoder"] = byte_level;
   root["model"] = std::move(model);
-  json::object config;
-  if (chat_template) config["chat_template"] = *chat_template;
-  return TokenizerTexts{json::serialize(root), json::serialize(config)};
+  return TokenizerTexts{json::serialize(root), std::move(config)};
 }
 
 }  // namespace qwen2

@@ -17,6 +17,9 @@ Result<std::string> gguf_config_json(const GgufFile& file);
 // models stop at both <|im_end|> and <|endoftext|>, so that those are added. Empty when there are none.
 Result<std::string> gguf_generation_config_json(const GgufFile& file);
 
+// tokenizer_config.json alone, without the work that a vocabulary is.
+Result<std::string> gguf_tokenizer_config(const GgufFile& file);
+
 // tokenizer.json of the Qwen2 kind, and tokenizer_config.json with the chat template. Another kind of
 // tokeniser is an error that names the key; kNotFound when there is none.
 Result<TokenizerTexts> gguf_tokenizer(const GgufFile& file);

@@ -131,10 +131,8 @@ Result<ChatTemplate> open_chat(const ModelFlags& flags) {
         flags.tokenizer.empty() ? tokenizer_folder(flags.model) : fs::path(flags.tokenizer);
     return folder.empty() ? ChatTemplate() : ChatTemplate::load(folder);
   }
-  const auto texts = gguf_tokenizer(flags.model);
-  if (!texts && texts.error().kind == ErrorKind::kNotFound) return ChatTemplate();
-  if (!texts) return std::unexpected(texts.error());
-  auto chat = ChatTemplate::parse(texts->tokenizer_config_json);
+  QWEN2_TRY(const std::string config, gguf_tokenizer_config(flags.model));
+  auto chat = ChatTemplate::parse(config);
   if (!chat) return within(fmt::format("'{}'", flags.model), chat.error());
   return chat;
 }
