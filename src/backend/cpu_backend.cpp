@@ -76,10 +76,9 @@ Result<cpu::Isa> choose_isa(const std::string& name) {
   return *isa;
 }
 
-Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const Qwen2Config& config, Limits limits,
+Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const Qwen2Config& config, const Limits& asked,
                              cpu::Isa isa, const CpuOptions& options) {
-  if (limits.max_model_len == 0)
-    limits.max_model_len = std::min<int64_t>(4096, config.max_position_embeddings);
+  QWEN2_TRY(const Limits limits, choose_limits(config, asked));
   BackendCosts costs;
   QWEN2_TRY(costs.weights, weight_bytes(checkpoint, config, options.precision));
   costs.workspace = workspace_bytes(config, limits) +
@@ -92,7 +91,7 @@ Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const Qwen2Config& co
   costs.runtime = kRuntimeBytes;
   costs.page_tokens = cpu::kPageTokens;
   costs.page_bytes = config.layers * config.kv_heads * cpu::kv_page_bytes(options.kv_bits, config.head_dim);
-  return plan_memory(config, limits, costs);
+  return plan_memory(limits, costs);
 }
 
 }  // namespace

@@ -10,6 +10,8 @@ namespace {
 
 constexpr int64_t kDefaultModelLen = 4096;
 
+}  // namespace
+
 Result<Limits> choose_limits(const Qwen2Config& config, Limits limits) {
   if (limits.max_model_len == 0)
     limits.max_model_len = std::min(kDefaultModelLen, config.max_position_embeddings);
@@ -32,8 +34,6 @@ Result<Limits> choose_limits(const Qwen2Config& config, Limits limits) {
   return limits;
 }
 
-}  // namespace
-
 std::string MemoryPlan::table() const {
   const auto row = [](std::string_view name, uint64_t bytes, std::string_view note) {
     return fmt::format("  {:<12} {:>12}  {}\n", name, format_bytes(bytes), note);
@@ -47,9 +47,9 @@ std::string MemoryPlan::table() const {
          row("budget", budget, "");
 }
 
-Result<MemoryPlan> plan_memory(const Qwen2Config& config, const Limits& limits, const BackendCosts& costs) {
+Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs) {
   MemoryPlan plan;
-  QWEN2_TRY(plan.limits, choose_limits(config, limits));
+  plan.limits = limits;
   plan.weights = costs.weights;
   plan.workspace = costs.workspace;
   plan.runtime = costs.runtime;

@@ -41,7 +41,11 @@ struct BackendCosts {
   int64_t page_bytes = 0;  // of all layers
 };
 
-// Fails with the table and the smallest change that would fit when one request of max_model_len does not.
-Result<MemoryPlan> plan_memory(const Qwen2Config& config, const Limits& limits, const BackendCosts& costs);
+// `limits` with every choice made but the budget's; what is out of range is an error.
+Result<Limits> choose_limits(const Qwen2Config& config, Limits limits);
+
+// `limits` as choose_limits() returns them. Fails with the table and the smallest change that would fit when
+// one request of max_model_len does not.
+Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs);
 
 }  // namespace qwen2
