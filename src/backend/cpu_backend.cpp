@@ -81,13 +81,14 @@ Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const Qwen2Config& co
   QWEN2_TRY(const Limits limits, choose_limits(config, asked));
   BackendCosts costs;
   QWEN2_TRY(costs.weights, weight_bytes(checkpoint, config, options.precision));
-  costs.workspace = workspace_bytes(config, limits) +
-                    cpu::Dense::workspace_bytes(isa, limits.prefill_chunk, widest_columns(config)) +
-                    cpu::RowProducts::workspace_bytes(widest_columns(config)) +
-                    (options.int8_activations
-                         ? cpu::Int8Products::workspace_bytes(limits.prefill_chunk, widest_columns(config))
-                         : 0) +
-                    static_cast<uint64_t>(angle_count(config, limits.max_model_len)) * sizeof(float);
+  costs.workspace =
+      workspace_bytes(config, limits) +
+      cpu::Dense::workspace_bytes(isa, limits.prefill_chunk, widest_columns(config)) +
+      cpu::RowProducts::workspace_bytes(widest_columns(config)) +
+      (options.int8_activations
+           ? cpu::Int8Products::workspace_bytes(WorkspaceShape(config, limits).rows, widest_columns(config))
+           : 0) +
+      static_cast<uint64_t>(angle_count(config, limits.max_model_len)) * sizeof(float);
   costs.runtime = kRuntimeBytes;
   costs.page_tokens = cpu::kPageTokens;
   costs.page_bytes = config.layers * config.kv_heads * cpu::kv_page_bytes(options.kv_bits, config.head_dim);
@@ -122,8 +123,8 @@ Status CpuBackend::start(const Checkpoint& checkpoint) {
       return fail(ErrorKind::kInvalidArgument,
                   "--activations int8 needs quantised weights: add --precision int8 or int4");
     }
-    QWEN2_TRY(int8_products_,
-              cpu::Int8Products::create(kernels_, plan_.limits.prefill_chunk, widest_columns(config_)));
+    QWEN2_TRY(int8_products_, cpu::Int8Products::create(kernels_, WorkspaceShape(config_, plan_.limits).rows,
+                                                        widest_columns(config_)));
   }
   QWEN2_TRY(kv_pool_, LargeBuffer::allocate(plan_.kv_pool, "the KV pool"));
   QWEN2_TRY(workspace_, LargeBuffer::allocate(workspace_bytes(config_, plan_.limits), "the workspace"));
@@ -328,9 +329,8 @@ Status CpuBackend::mlp_block(const LayerWeights& w, int64_t count, Products prod
 Status CpuBackend::linear(const WeightMatrix& w, const float* x, int64_t x_stride, int64_t count,
                           Products products, float* y, int64_t y_stride, bool accumulate,
                           cpu::Rounding rounding) {
-  if (products == Products::kDense && int8_products_ && w.is_quantized()) {
-    for (const WeightPart& part : w.parts)
-      int8_products_->run(part, x, x_stride, count, y + part.first_row, y_stride, accumulate);
+  if (int8_products_ && w.is_quantized()) {
+    int8_products_->run(w, x, x_stride, count, y, y_stride, accumulate);
     return {};
   }
   if (products == Products::kDense)
@@ -455,8 +455,13 @@ void CpuBackend::head(std::span<const int64_t> places, int64_t first) {
     kernels_.rms_norm(hidden_ + places[i] * stride, weights_.final_norm, config_.rms_norm_eps,
                       config_.hidden_size, normed_ + static_cast<int64_t>(i) * stride);
   }
-  row_products_->run(weights_.head, normed_, stride, static_cast<int64_t>(places.size()),
-                     logits_ + first * vocabulary, vocabulary, false);
+  const auto count = static_cast<int64_t>(places.size());
+  float* logits = logits_ + first * vocabulary;
+  if (int8_products_ && weights_.head.is_quantized()) {
+    int8_products_->run(weights_.head, normed_, stride, count, logits, vocabulary, false);
+  } else {
+    row_products_->run(weights_.head, normed_, stride, count, logits, vocabulary, false);
+  }
 }
 
 }  // namespace qwen2

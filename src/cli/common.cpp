@@ -72,7 +72,7 @@ void ModelFlags::add_to(CLI::App& app) {
                  "Where large key biases are added: scores (in float) or keys (in the cache)")
       ->check(CLI::IsMember({"scores", "keys"}));
   app.add_option("--activations", activations,
-                 "Of prompts with quantised weights: auto (16 bits or float) or int8")
+                 "Of products with quantised weights: auto (16 bits or float) or int8")
       ->check(CLI::IsMember({"auto", "int8"}));
   app.add_option("--isa", isa, "Cap on the instruction set: auto, baseline, avx2, avx512");
   for (CLI::Option* option : app.get_options()) options.push_back(option);

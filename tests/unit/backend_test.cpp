@@ -118,9 +118,11 @@ struct TrapParam {
   std::string isa;
   std::string precision;
   int kv_bits = 16;
+  bool int8_activations = false;
 
   friend std::ostream& operator<<(std::ostream& out, const TrapParam& p) {
-    return out << p.model << " " << p.isa << " " << p.precision << " kv" << p.kv_bits;
+    return out << p.model << " " << p.isa << " " << p.precision << " kv" << p.kv_bits
+               << (p.int8_activations ? " a8" : "");
   }
 };
 
@@ -131,7 +133,10 @@ std::vector<TrapParam> trap_params() {
   for (const char* model : {"trap_keys", "trap_swiglu", "trap_residual", "trap_all"}) {
     for (const char* isa : {"baseline", "avx2", "avx512"}) {
       for (const char* precision : {"bf16", "int8", "int4"}) {
-        for (const int kv_bits : {16, 8}) params.push_back({model, isa, precision, kv_bits});
+        for (const int kv_bits : {16, 8}) {
+          params.push_back({model, isa, precision, kv_bits});
+          if (precision != std::string_view("bf16")) params.push_back({model, isa, precision, kv_bits, true});
+        }
       }
     }
   }
@@ -140,11 +145,15 @@ std::vector<TrapParam> trap_params() {
 
 INSTANTIATE_TEST_SUITE_P(Models, TrapTest, testing::ValuesIn(trap_params()), [](const auto& param) {
   const TrapParam& p = param.param;
-  return fmt::format("{}_{}_{}_kv{}", p.model, p.isa, p.precision, p.kv_bits);
+  return fmt::format("{}_{}_{}_kv{}{}", p.model, p.isa, p.precision, p.kv_bits,
+                     p.int8_activations ? "_a8" : "");
 });
 
 std::unique_ptr<Backend> open_trap(const TrapParam& p, KeyBiasPlace key_bias) {
-  CpuOptions options{.isa = p.isa, .kv_bits = p.kv_bits, .key_bias = key_bias};
+  CpuOptions options{.isa = p.isa,
+                     .kv_bits = p.kv_bits,
+                     .key_bias = key_bias,
+                     .int8_activations = p.int8_activations};
   options.precision = *Precision::parse(p.precision, "", 128);
   const auto checkpoint = open_checkpoint((test::golden_folder() / p.model).string());
   EXPECT_TRUE(checkpoint) << checkpoint.error().message;
@@ -217,6 +226,31 @@ TEST_P(TrapTest, StaysCloseWhereOthersOverflow) {
   EXPECT_LE(error, p.kv_bits == 16 && p.precision == "bf16" ? transformers_in_bf16(golden) : 0.1);
 }
 
+// Mean KL divergence of what `backend` predicts behind every token from what `reference` does.
+double mean_kl(Backend& backend, Backend& reference, std::span<const TokenId> tokens) {
+  const auto log_probabilities = [&](Backend& own) {
+    std::vector<std::vector<double>> rows(tokens.size());
+    const auto pages = page_table(own);
+    const auto sink = [&](int64_t row, std::span<const float> logits) {
+      const double peak = *std::max_element(logits.begin(), logits.end());
+      double total = 0;
+      for (const float value : logits) total += std::exp(value - peak);
+      for (const float value : logits)
+        rows[static_cast<size_t>(row)].push_back(value - peak - std::log(total));
+    };
+    EXPECT_TRUE(own.forward_all({tokens, 0, pages, true}, sink));
+    return rows;
+  };
+  const auto own = log_probabilities(backend);
+  const auto expected = log_probabilities(reference);
+  double sum = 0;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    for (size_t v = 0; v < expected[i].size(); ++v)
+      sum += std::exp(expected[i][v]) * (expected[i][v] - own[i][v]);
+  }
+  return sum / static_cast<double>(tokens.size());
+}
+
 // With the whole bias in the keys, a scale of eight bits has nothing left for the tokens.
 TEST(KeyBias, OutsideOfTheKeysIsWhatMakesEightBitsEnough) {
   const TrapParam p{"trap_keys", "auto", "bf16", 8};
@@ -227,6 +261,20 @@ TEST(KeyBias, OutsideOfTheKeysIsWhatMakesEightBitsEnough) {
   EXPECT_LT(with, 0.05);
   EXPECT_GT(without, 5 * with);
   RecordProperty("errors", fmt::format("{:.4f} {:.4f}", with, without));
+}
+
+TEST(KeyBias, OutsideOfTheKeysKeepsTheDistribution) {
+  const auto sixteen = open_trap({"trap_keys", "auto", "bf16", 16}, KeyBiasPlace::kScores);
+  const TrapParam p{"trap_keys", "auto", "bf16", 8};
+  const auto scores = open_trap(p, KeyBiasPlace::kScores);
+  const auto keys = open_trap(p, KeyBiasPlace::kKeys);
+  std::vector<TokenId> tokens(200);
+  for (TokenId& token : tokens)
+    token = static_cast<TokenId>(test::uniform(0, scores->config().vocab_size - 1));
+  const double with = mean_kl(*scores, *sixteen, tokens);
+  const double without = mean_kl(*keys, *sixteen, tokens);
+  EXPECT_GT(without, 20 * with);
+  RecordProperty("mean_kl", fmt::format("{:.6f} {:.6f}", with, without));
 }
 
 // A quantised model and its twin in float (see the fixtures' writers in tests/tools).

@@ -124,9 +124,10 @@ struct V {
 }  // namespace
 
 extern const Kernels kAvx2Kernels;
-const Kernels kAvx2Kernels{
-    Isa::kAvx2,       gemv_bf16,      gemv_quantized, quantize_activations, nullptr,   nullptr,
-    dequantize_block, quantize_group, attention,      merge_attention,      rope,      rms_norm,
-    swiglu,           to_bf16,        split_bf16,     widen_block,          read_lines};
+const Kernels kAvx2Kernels{Isa::kAvx2,        gemv_bf16,  gemv_quantized, quantize_activations,
+                           sum_magnitudes,    nullptr,    nullptr,        dequantize_block,
+                           dequantize_column, add_scaled, quantize_group, attention,
+                           merge_attention,   rope,       rms_norm,       swiglu,
+                           to_bf16,           split_bf16, widen_block,    read_lines};
 
 }  // namespace qwen2::cpu

@@ -92,24 +92,26 @@ struct V {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
     return sum;
   }
-  static void unpack_nibbles(const uint8_t* p, uint8_t* first, uint8_t* second) {
+  static void store_bytes(uint8_t* p, I x) { _mm512_store_si512(p, x); }
+  // The even and the odd nibbles of words.
+  static void nibble_bytes(const uint8_t* p, I& even, I& odd) {
     const I words = _mm512_loadu_si512(p);
     const I mask = _mm512_set1_epi8(15);
-    _mm512_store_si512(first, _mm512_and_si512(words, mask));
-    _mm512_store_si512(second, _mm512_and_si512(_mm512_srli_epi16(words, 4), mask));
+    even = _mm512_and_si512(words, mask);
+    odd = _mm512_and_si512(_mm512_srli_epi16(words, 4), mask);
   }
-  // Two lines of pairs of 32 rows as quads of unsigned bytes.
-  static void interleave_pairs(const uint8_t* first, const uint8_t* second, uint8_t* out) {
+  // Two lines of pairs of 32 rows as quads of unsigned bytes, of 16 rows each.
+  static void quads(const uint8_t* first, const uint8_t* second, I& low, I& high) {
     const I a = _mm512_loadu_si512(first);
     const I b = _mm512_loadu_si512(second);
     alignas(64) static constexpr int16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
                                                      37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                      11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const I low = _mm512_load_si512(kLow);
-    const I high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const I places = _mm512_load_si512(kLow);
     const I sign = _mm512_set1_epi8(-128);
-    _mm512_store_si512(out, _mm512_xor_si512(_mm512_permutex2var_epi16(a, low, b), sign));
-    _mm512_store_si512(out + 64, _mm512_xor_si512(_mm512_permutex2var_epi16(a, high, b), sign));
+    low = _mm512_xor_si512(_mm512_permutex2var_epi16(a, places, b), sign);
+    high = _mm512_xor_si512(_mm512_permutex2var_epi16(a, _mm512_add_epi16(places, _mm512_set1_epi16(16)), b),
+                            sign);
   }
   // Rounds to 16-bit integers and returns their sum.
   static int32_t store_rounded(int16_t* p, F x) {
@@ -136,9 +138,10 @@ struct V {
 }  // namespace
 
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels{
-    Isa::kAvx512,     gemv_bf16,      gemv_quantized, quantize_activations, gemm_int8, order_for_int8,
-    dequantize_block, quantize_group, attention,      merge_attention,      rope,      rms_norm,
-    swiglu,           to_bf16,        split_bf16,     widen_block,          read_lines};
+const Kernels kAvx512Kernels{Isa::kAvx512,      gemv_bf16,  gemv_quantized, quantize_activations,
+                             sum_magnitudes,    gemm_int8,  order_for_int8, dequantize_block,
+                             dequantize_column, add_scaled, quantize_group, attention,
+                             merge_attention,   rope,       rms_norm,       swiglu,
+                             to_bf16,           split_bf16, widen_block,    read_lines};
 
 }  // namespace qwen2::cpu

@@ -116,9 +116,10 @@ struct V {
 }  // namespace
 
 extern const Kernels kBaselineKernels;
-const Kernels kBaselineKernels{
-    Isa::kBaseline,   gemv_bf16,      gemv_quantized, quantize_activations, nullptr,   nullptr,
-    dequantize_block, quantize_group, attention,      merge_attention,      rope,      rms_norm,
-    swiglu,           to_bf16,        split_bf16,     widen_block,          read_lines};
+const Kernels kBaselineKernels{Isa::kBaseline,    gemv_bf16,  gemv_quantized, quantize_activations,
+                               sum_magnitudes,    nullptr,    nullptr,        dequantize_block,
+                               dequantize_column, add_scaled, quantize_group, attention,
+                               merge_attention,   rope,       rms_norm,       swiglu,
+                               to_bf16,           split_bf16, widen_block,    read_lines};
 
 }  // namespace qwen2::cpu

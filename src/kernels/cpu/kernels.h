@@ -58,7 +58,8 @@ struct QuantizedGemvArgs {
   bool accumulate;
 };
 
-// y[i][n] (+)= sum_k W[n][k] x[i][k] for many rows, with activations of 8 bits: x[k] stands for x[k] * scale.
+// y[i][n] (+)= sum_k W[n][k] x[i][k] with activations of 8 bits: x[k] stands for x[k] * scale. The same
+// results as gemv_quantized has for such activations, whatever m.
 struct Int8GemmArgs {
   const QuantizedMatrix* w;
   const int8_t* x;        // [m][w.cols], as order_for_int8() leaves them
@@ -142,12 +143,17 @@ struct Kernels {
   // Rounds x to integers of magnitude at most `levels` (127 or 32767), a scale for each `chunk` columns.
   void (*quantize_activations)(const float* x, int64_t cols, int64_t chunk, int levels, int16_t* out,
                                float* scales, int32_t* sums);
+  float (*sum_magnitudes)(const float* x, int64_t size);
   // These two are null where the instruction set has no product of bytes.
   void (*gemm_int8)(const Int8GemmArgs& args, int64_t block_begin, int64_t block_end);
   // Integers of quantize_activations() (127 levels) as bytes, in the order in which `bits`-bit codes unpack.
   void (*order_for_int8)(const int16_t* x, int64_t cols, int bits, int8_t* out);
   // One block of 64 rows as a block of PackedMatrix, rounded to bf16.
   void (*dequantize_block)(const QuantizedMatrix& w, int64_t block, uint16_t* out);
+  // One column (as it is stored) of a block, in float [64].
+  void (*dequantize_column)(const QuantizedMatrix& w, int64_t block, int64_t column, float* out);
+  // y[i] += x[i] * factor
+  void (*add_scaled)(const float* x, float factor, int64_t size, float* y);
   // Codes and scale of one group of `size` weights: symmetric, round to nearest, with the scale that leaves
   // the least squared error among several clips. Returns the fp16 scale; codes are -8..7 or -127..127. `size`
   // is a multiple of 16.

@@ -70,8 +70,7 @@ static inline void for_batch_tiles(int batch, const Tile& tile) {
 }
 
 // y (+)= the sums [batch][64] of one block.
-template <class Args>
-static inline void write_block(const Args& args, int64_t block, const float* sums) {
+static inline void write_block(const GemvArgs& args, int64_t block, const float* sums) {
   for (int b = 0; b < args.batch; ++b) {
     float* y = args.y + b * args.y_stride + block * 64;
     for (int n = 0; n < 64; n += V::kWidth) {
@@ -120,6 +119,15 @@ static void gemv_bf16(const GemvArgs& args, int64_t block_begin, int64_t block_e
 }
 
 // ---- element-wise ----------------------------------------------------------------------------------------
+static float sum_magnitudes(const float* x, int64_t size) {
+  V::F sums = V::set1(0.0F);
+  int64_t i = 0;
+  for (; i + V::kWidth <= size; i += V::kWidth) sums = V::add(sums, V::abs(V::load(x + i)));
+  float sum = V::reduce_add(sums);
+  for (; i < size; ++i) sum += __builtin_fabsf(x[i]);
+  return sum;
+}
+
 static void rms_norm(const float* x, const float* weight, float epsilon, int64_t size, float* out) {
   V::F squares = V::set1(0.0F);
   int64_t i = 0;

@@ -126,10 +126,14 @@ static void gemv_codes(const QuantizedGemvArgs& args, int64_t block_begin, int64
   alignas(64) float totals[kMaxGemvBatch * 64];
   for (int64_t block = block_begin; block < block_end; ++block) {
     const uint8_t* codes = w.codes + block * 64 * w.cols * Bits / 8;
-    __builtin_memset(totals, 0, sizeof(float) * 64 * static_cast<unsigned>(args.batch));
+    for (int b = 0; b < args.batch; ++b) {
+      const float* y = args.y + b * args.y_stride + block * 64;
+      for (int n = 0; n < 64; ++n) totals[b * 64 + n] = args.accumulate ? y[n] : 0.0F;
+    }
     for (int64_t chunk = 0; chunk < args.chunks; ++chunk)
       for_batch_tiles(args.batch, QuantizedChunk<Bits>{args, codes, block, chunk, totals});
-    write_block(args, block, totals);
+    for (int b = 0; b < args.batch; ++b)
+      __builtin_memcpy(args.y + b * args.y_stride + block * 64, totals + b * 64, 64 * sizeof(float));
   }
 }
 
@@ -165,28 +169,37 @@ static void quantize_activations(const float* x, int64_t cols, int64_t chunk, in
   }
 }
 
+// Four pairs of columns from column `k` on (a multiple of 8), of kWidth rows from row `n` of a block's codes.
+static inline void load_pairs(const QuantizedMatrix& w, const uint8_t* codes, int64_t k, int n, V::I pairs[4]) {
+  if (w.format.bits == 4) {
+    const V::I words = V::load_words(codes + k * 32 + 4 * n);
+    pairs[0] = V::nibbles<0>(words);
+    pairs[1] = V::nibbles<1>(words);
+    pairs[2] = V::nibbles<2>(words);
+    pairs[3] = V::nibbles<3>(words);
+  } else {
+    for (int j = 0; j < 4; ++j) pairs[j] = V::load_codes8(codes + (k + 2 * j) * 64 + 2 * n);
+  }
+}
+
+// What is taken off scale * code.
+static inline V::F group_shift(const QuantizedMatrix& w, int64_t block, int n, int64_t k, V::F scale) {
+  if (w.format.offset == OffsetForm::kMinimum) return group_minimum(w, block, n, k);
+  return V::mul(scale, V::to_float(group_zero(w, block, n, k)));
+}
+
 static void dequantize_block(const QuantizedMatrix& w, int64_t block, uint16_t* out) {
-  const bool has_minimum = w.format.offset == OffsetForm::kMinimum;
   const uint8_t* codes = w.codes + block * 64 * w.cols * w.format.bits / 8;
   for (int n = 0; n < 64; n += V::kWidth) {
     for (int64_t group = 0; group < w.cols; group += w.format.group) {
       const V::F scale = group_scale(w, block, n, group);
-      const V::F minimum = has_minimum ? group_minimum(w, block, n, group)
-                                       : V::mul(scale, V::to_float(group_zero(w, block, n, group)));
+      const V::F shift = group_shift(w, block, n, group, scale);
       for (int64_t k = group; k < group + w.format.group; k += 8) {
         V::I pairs[4];
-        if (w.format.bits == 4) {
-          const V::I words = V::load_words(codes + k * 32 + 4 * n);
-          pairs[0] = V::nibbles<0>(words);
-          pairs[1] = V::nibbles<1>(words);
-          pairs[2] = V::nibbles<2>(words);
-          pairs[3] = V::nibbles<3>(words);
-        } else {
-          for (int j = 0; j < 4; ++j) pairs[j] = V::load_codes8(codes + (k + 2 * j) * 64 + 2 * n);
-        }
+        load_pairs(w, codes, k, n, pairs);
         for (int j = 0; j < 4; ++j) {
-          const V::F even = V::sub(V::mul(scale, V::to_float(V::low_half(pairs[j]))), minimum);
-          const V::F odd = V::sub(V::mul(scale, V::to_float(V::high_half(pairs[j]))), minimum);
+          const V::F even = V::sub(V::mul(scale, V::to_float(V::low_half(pairs[j]))), shift);
+          const V::F odd = V::sub(V::mul(scale, V::to_float(V::high_half(pairs[j]))), shift);
           V::store_bf16_pairs(out + (k / 2 + j) * 128 + 2 * n, even, odd);
         }
       }
@@ -194,6 +207,25 @@ static void dequantize_block(const QuantizedMatrix& w, int64_t block, uint16_t* 
   }
   const int64_t padded = (w.cols + 31) / 32 * 32;
   __builtin_memset(out + w.cols * 64, 0, static_cast<uint64_t>(padded - w.cols) * 64 * sizeof(uint16_t));
+}
+
+static void dequantize_column(const QuantizedMatrix& w, int64_t block, int64_t k, float* out) {
+  const uint8_t* codes = w.codes + block * 64 * w.cols * w.format.bits / 8;
+  for (int n = 0; n < 64; n += V::kWidth) {
+    const V::F scale = group_scale(w, block, n, k);
+    V::I pairs[4];
+    load_pairs(w, codes, k / 8 * 8, n, pairs);
+    const V::I pair = pairs[k % 8 / 2];
+    const V::F code = V::to_float(k % 2 == 0 ? V::low_half(pair) : V::high_half(pair));
+    V::store(out + n, V::sub(V::mul(scale, code), group_shift(w, block, n, k, scale)));
+  }
+}
+
+static void add_scaled(const float* x, float factor, int64_t size, float* y) {
+  int64_t i = 0;
+  for (; i + V::kWidth <= size; i += V::kWidth)
+    V::store(y + i, V::fma(V::load(x + i), V::set1(factor), V::load(y + i)));
+  for (; i < size; ++i) y[i] += x[i] * factor;
 }
 
 // Squared error of a group that is rounded with the scale `scale`.

@@ -56,8 +56,7 @@ Result<RowProducts> RowProducts::create(const Kernels& kernels, int64_t max_cols
 
 // Rounds the rows for one quantised part, reordered where its columns are.
 QuantizedGemvArgs RowProducts::prepare(const QuantizedMatrix& w, size_t slot, const float* x,
-                                       int64_t x_stride, int64_t count, const int32_t* order,
-                                       int levels) const {
+                                       int64_t x_stride, int64_t count) const {
   const SlotLayout layout(max_cols_);
   std::byte* base = scratch_.data() + slot * layout.bytes;
   auto* values = reinterpret_cast<int16_t*>(base + layout.values);
@@ -70,12 +69,12 @@ QuantizedGemvArgs RowProducts::prepare(const QuantizedMatrix& w, size_t slot, co
   const auto round_rows = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* row = x + i * x_stride;
-      if (order != nullptr) {
+      if (w.permutation != nullptr) {
         float* ordered = reordered + i * w.cols;
-        for (int64_t k = 0; k < w.cols; ++k) ordered[k] = row[order[k]];
+        for (int64_t k = 0; k < w.cols; ++k) ordered[k] = row[w.permutation[k]];
         row = ordered;
       }
-      kernels_->quantize_activations(row, w.cols, chunk, levels, rows + i * w.cols, scales + i * chunks,
+      kernels_->quantize_activations(row, w.cols, chunk, INT16_MAX, rows + i * w.cols, scales + i * chunks,
                                      sums + i * chunks);
     }
   };
@@ -94,7 +93,7 @@ void RowProducts::run(const WeightMatrix& w, const float* x, int64_t x_stride, i
   for (size_t i = 0; i < w.parts.size(); ++i) {
     if (!w.parts[i].is_quantized) continue;
     const QuantizedMatrix& part = w.parts[i].quantized;
-    prepared[i] = prepare(part, i, x, x_stride, count, part.permutation, INT16_MAX);
+    prepared[i] = prepare(part, i, x, x_stride, count);
     prepared[i].y = y + w.parts[i].first_row;
     prepared[i].y_stride = y_stride;
     prepared[i].accumulate = accumulate;
@@ -118,12 +117,19 @@ void RowProducts::run(const WeightMatrix& w, const float* x, int64_t x_stride, i
   });
 }
 
-void RowProducts::run_ordered(const QuantizedMatrix& w, const float* x, int64_t count, int levels, float* y,
-                              int64_t y_stride, bool accumulate) {
-  QuantizedGemvArgs args = prepare(w, 0, x, w.cols, count, nullptr, levels);
-  args.y = y;
-  args.y_stride = y_stride;
-  args.accumulate = accumulate;
+void RowProducts::run_rounded(const QuantizedMatrix& w, const int16_t* rows, const float* scales,
+                              const int32_t* sums, int64_t count, float* y, int64_t y_stride,
+                              bool accumulate) {
+  const int64_t chunk = std::min(w.format.group, kMaxChunk);
+  const int16_t* values = rows;
+  if (count > 1) {
+    auto* interleaved = reinterpret_cast<int16_t*>(scratch_.data());
+    interleave(rows, count, w.cols, interleaved);
+    values = interleaved;
+  }
+  const QuantizedGemvArgs args{
+      &w, values,   scales,    sums, chunk, (w.cols + chunk - 1) / chunk, static_cast<int>(count),
+      y,  y_stride, accumulate};
   parallel_ranges(w.blocks(),
                   [&](int64_t begin, int64_t end) { kernels_->gemv_quantized(args, begin, end); });
 }

@@ -22,16 +22,16 @@ class RowProducts {
   void run(const WeightMatrix& w, const float* x, int64_t x_stride, int64_t count, float* y, int64_t y_stride,
            bool accumulate);
 
-  // The same for one quantised matrix and rows [count][w.cols] that are in its order of columns; activations
-  // are rounded to integers of magnitude at most `levels`.
-  void run_ordered(const QuantizedMatrix& w, const float* x, int64_t count, int levels, float* y,
-                   int64_t y_stride, bool accumulate);
+  // The same for one quantised matrix and rows [count][w.cols] that are rounded and in its order of columns,
+  // with their scales and sums as QuantizedGemvArgs has them.
+  void run_rounded(const QuantizedMatrix& w, const int16_t* rows, const float* scales, const int32_t* sums,
+                   int64_t count, float* y, int64_t y_stride, bool accumulate);
 
  private:
   RowProducts(const Kernels& kernels, int64_t max_cols, LargeBuffer scratch)
       : kernels_(&kernels), max_cols_(max_cols), scratch_(std::move(scratch)) {}
   QuantizedGemvArgs prepare(const QuantizedMatrix& w, size_t slot, const float* x, int64_t x_stride,
-                            int64_t count, const int32_t* order, int levels) const;
+                            int64_t count) const;
 
   const Kernels* kernels_;
   int64_t max_cols_;
