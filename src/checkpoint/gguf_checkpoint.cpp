@@ -36,22 +36,6 @@ constexpr std::array kLayerNames = std::to_array<NamePair>({
     {"mlp.down_proj.weight", "ffn_down.weight"},
 });
 
-// Empty for a name that Qwen2 does not have.
-std::string gguf_name(std::string_view name) {
-  for (const auto& [ours, theirs] : kModelNames) {
-    if (name == ours) return std::string(theirs);
-  }
-  static constexpr std::string_view kLayers = "model.layers.";
-  if (!name.starts_with(kLayers)) return {};
-  name.remove_prefix(kLayers.size());
-  const size_t dot = name.find('.');
-  if (dot == std::string_view::npos) return {};
-  for (const auto& [ours, theirs] : kLayerNames) {
-    if (name.substr(dot + 1) == ours) return fmt::format("blk.{}.{}", name.substr(0, dot), theirs);
-  }
-  return {};
-}
-
 // The plain type of a tensor; nothing for quantised ones and for types that are not read.
 std::optional<DType> plain_type(GgmlType type) {
   switch (type) {
@@ -90,7 +74,7 @@ class GgufCheckpoint final : public Checkpoint {
 
   std::string config_json() const override { return config_; }
   std::string generation_config_json() const override { return generation_config_; }
-  bool has(std::string_view name) const override { return header_.tensors.contains(gguf_name(name)); }
+  bool has(std::string_view name) const override { return header_.tensors.contains(gguf_tensor_name(name)); }
 
   Result<std::optional<QuantizedFormat>> matrix_format(std::string_view name, int64_t rows,
                                                        int64_t cols) const override {
@@ -133,7 +117,7 @@ class GgufCheckpoint final : public Checkpoint {
     const auto type = plain_type(tensor->type);
     if (!type) {
       return fail(ErrorKind::kUnsupported, "'{}': tensor '{}' has type {}; F32, F16 or BF16 was expected",
-                  path_.string(), gguf_name(name), ggml_type_name(tensor->type));
+                  path_.string(), gguf_tensor_name(name), ggml_type_name(tensor->type));
     }
     to_floats(bytes_of(*tensor).data(), *type, size, out);
     return {};
@@ -142,7 +126,7 @@ class GgufCheckpoint final : public Checkpoint {
  private:
   // `shape` as GGUF has it, the fastest dimension first.
   Result<const GgufTensor*> find(std::string_view name, const std::array<int64_t, 4>& shape) const {
-    const std::string theirs = gguf_name(name);
+    const std::string theirs = gguf_tensor_name(name);
     const auto found = header_.tensors.find(theirs);
     if (found == header_.tensors.end()) {
       return fail(ErrorKind::kNotFound, "'{}': tensor '{}' ('{}') is missing", path_.string(), theirs, name);
@@ -166,6 +150,21 @@ class GgufCheckpoint final : public Checkpoint {
 };
 
 }  // namespace
+
+std::string gguf_tensor_name(std::string_view name) {
+  for (const auto& [ours, theirs] : kModelNames) {
+    if (name == ours) return std::string(theirs);
+  }
+  static constexpr std::string_view kLayers = "model.layers.";
+  if (!name.starts_with(kLayers)) return {};
+  name.remove_prefix(kLayers.size());
+  const size_t dot = name.find('.');
+  if (dot == std::string_view::npos) return {};
+  for (const auto& [ours, theirs] : kLayerNames) {
+    if (name.substr(dot + 1) == ours) return fmt::format("blk.{}.{}", name.substr(0, dot), theirs);
+  }
+  return {};
+}
 
 Result<std::unique_ptr<Checkpoint>> open_gguf(const fs::path& path) {
   auto checkpoint = std::make_unique<GgufCheckpoint>();

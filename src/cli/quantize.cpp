@@ -8,6 +8,7 @@
 #include "base/units.h"
 #include "cli/cli.h"
 #include "quantize/calibration.h"
+#include "quantize/gguf_writer.h"
 
 namespace qwen2::cli {
 namespace {
@@ -22,7 +23,23 @@ struct QuantizeFlags {
   std::string calibration = "builtin";
   quantize::QuantizeOptions options;
   quantize::CalibrationLimits limits;
+  CLI::Option* group_size = nullptr;  // whether it was given
 };
+
+Status check_gguf(const QuantizeFlags& flags) {
+  if (flags.options.method != quantize::Method::kRtn) {
+    return fail(ErrorKind::kUnsupported, "--format gguf is written with --method rtn only, not {}",
+                flags.method);
+  }
+  if (flags.options.bits != 4 && flags.options.bits != 8)
+    return fail(ErrorKind::kInvalidArgument, "--bits is {}; 4 or 8 was expected", flags.options.bits);
+  if (flags.group_size->count() > 0 && flags.options.group != quantize::kGgufGroup) {
+    return fail(ErrorKind::kInvalidArgument,
+                "--group-size is {}; the blocks of --format gguf have {} weights", flags.options.group,
+                quantize::kGgufGroup);
+  }
+  return {};
+}
 
 Status read_method(QuantizeFlags& flags) {
   using quantize::Method;
@@ -30,10 +47,7 @@ Status read_method(QuantizeFlags& flags) {
                          : flags.method == "awq" ? Method::kAwq
                                                  : Method::kGptq;
   const std::string own = flags.method == "awq" ? "awq" : "gptq";
-  if (flags.format == "gguf") {
-    return fail(ErrorKind::kUnsupported, "--format gguf is not supported yet: --method {} writes {}",
-                flags.method, own);
-  }
+  if (flags.format == "gguf") return check_gguf(flags);
   if (!flags.format.empty() && flags.format != own) {
     return fail(ErrorKind::kInvalidArgument, "--format is {}; --method {} writes {}", flags.format,
                 flags.method, own);
@@ -97,11 +111,40 @@ void show_progress(int64_t done, int64_t layers, double seconds) {
   std::fflush(stderr);
 }
 
+void print_result(const fs::path& file, double start) {
+  std::error_code code;
+  fmt::print("{}: {} in {:.1f} s\n", file.string(), format_bytes(fs::file_size(file, code)),
+             now_seconds() - start);
+}
+
+// What a .gguf file says of the tokeniser, from the files beside the model.
+quantize::GgufJob gguf_job(const Checkpoint& checkpoint, const QuantizeFlags& flags,
+                           const std::vector<quantize::ExtraFile>& files) {
+  quantize::GgufJob job{checkpoint, flags.options.bits, {}, flags.output, {}};
+  for (const quantize::ExtraFile& file : files) {
+    if (file.name == "tokenizer.json") job.tokenizer.tokenizer_json = file.contents;
+    if (file.name == "tokenizer_config.json") job.tokenizer.tokenizer_config_json = file.contents;
+  }
+  return job;
+}
+
 Status quantize_command(QuantizeFlags& flags) {
   QWEN2_CHECK(read_method(flags));
   QWEN2_TRY(const auto checkpoint, open_checkpoint(flags.model.model));
   QWEN2_TRY(const Qwen2Config config,
             parse_qwen2_config(checkpoint->config_json(), checkpoint->generation_config_json()));
+  const double start = now_seconds();
+  const auto progress = [start](int64_t done, int64_t layers) {
+    show_progress(done, layers, now_seconds() - start);
+  };
+  if (flags.format == "gguf") {
+    QWEN2_TRY(const auto files, extra_files(flags.model));
+    quantize::GgufJob job = gguf_job(*checkpoint, flags, files);
+    job.progress = progress;
+    QWEN2_CHECK(quantize::write_gguf(job));
+    print_result(flags.output, start);
+    return {};
+  }
   // Before the calibration text is read: flags that cannot work should not wait for it.
   QWEN2_CHECK(quantize::check_quantizable(*checkpoint, config, flags.options));
   quantize::QuantizeJob job{*checkpoint, flags.options, {}, flags.output, {}, {}};
@@ -114,15 +157,9 @@ Status quantize_command(QuantizeFlags& flags) {
   }
   fmt::print(stderr, "memory: about {}, and the mapped checkpoint\n",
              format_bytes(quantize::peak_bytes(config, flags.options, job.calibration)));
-  const double start = now_seconds();
-  job.progress = [start](int64_t done, int64_t layers) {
-    show_progress(done, layers, now_seconds() - start);
-  };
+  job.progress = progress;
   QWEN2_CHECK(quantize::quantize_model(job));
-  std::error_code code;
-  fmt::print("{}: {} in {:.1f} s\n", (fs::path(flags.output) / "model.safetensors").string(),
-             format_bytes(fs::file_size(fs::path(flags.output) / "model.safetensors", code)),
-             now_seconds() - start);
+  print_result(fs::path(flags.output) / "model.safetensors", start);
   return {};
 }
 
@@ -130,20 +167,28 @@ Status quantize_command(QuantizeFlags& flags) {
 
 void add_quantize(CLI::App& app, Action& action) {
   auto flags = std::make_shared<QuantizeFlags>();
-  CLI::App* command = app.add_subcommand("quantize", "Write a model in 4 or 8 bits (GPTQ's or AWQ's layout)");
+  CLI::App* command =
+      app.add_subcommand("quantize", "Write a model in 4 or 8 bits (GPTQ's or AWQ's layout, or GGUF)");
   command
       ->add_option("--model", flags->model.model,
                    "Folder in Hugging Face layout, a .gguf file, or synthetic:NAME; in 16 or 32 bits")
       ->required();
   command->add_option("--tokenizer", flags->model.tokenizer,
                       "Folder with tokenizer.json, when it is not the model's");
-  command->add_option("--output", flags->output, "New folder for the quantised model")->required();
+  command
+      ->add_option("--output", flags->output,
+                   "New folder for the quantised model; a new file with --format gguf")
+      ->required();
   command->add_option("--method", flags->method, "gptq, awq, or rtn (round to nearest, no calibration)")
       ->check(CLI::IsMember({"rtn", "awq", "gptq"}));
-  command->add_option("--format", flags->format, "Layout (default: awq for --method awq, otherwise gptq)")
+  command
+      ->add_option(
+          "--format", flags->format,
+          "Layout (default: awq for --method awq, otherwise gptq); gguf: Q8_0 or Q4_0, with --method rtn")
       ->check(CLI::IsMember({"gptq", "awq", "gguf"}));
   command->add_option("--bits", flags->options.bits, "4 or 8");
-  command->add_option("--group-size", flags->options.group, "Weights that share a scale: 16, 32, 64 or 128");
+  flags->group_size = command->add_option("--group-size", flags->options.group,
+                                          "Weights that share a scale: 16, 32, 64 or 128");
   command->add_flag("--act-order", flags->options.act_order,
                     "gptq: inputs with the largest activations first (\"desc_act\")");
   command->add_option("--damping", flags->options.damping,

@@ -89,6 +89,28 @@ std::array<LinearModule, 7> linear_modules(const Qwen2Config& c) {
            {"mlp.down_proj", c.hidden_size, c.intermediate_size}}};
 }
 
+Status visit_rows(const Checkpoint& checkpoint, std::string_view name, int64_t rows, int64_t cols,
+                  const std::function<Status(int64_t row, const float* values)>& visit) {
+  std::mutex mutex;
+  std::optional<Error> first_error;
+  QWEN2_CHECK(read_expanded(checkpoint, name, rows, cols, [&](int64_t row, const float* values) {
+    const Status status = visit(row, values);
+    if (status) return;
+    const std::lock_guard lock(mutex);
+    if (!first_error) first_error = status.error();
+  }));
+  if (first_error) return std::unexpected(*std::move(first_error));
+  return {};
+}
+
+Status check_plain(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t cols) {
+  QWEN2_TRY(const auto format, checkpoint.matrix_format(name, rows, cols));
+  if (!format) return {};
+  return fail(ErrorKind::kInvalidArgument,
+              "tensor '{}' is quantised to {} bits already; a model in 16 or 32 bits was expected", name,
+              format->bits);
+}
+
 std::string layer_prefix(int64_t index) {
   return fmt::format("model.layers.{}.", index);
 }
@@ -123,7 +145,7 @@ Result<std::unique_ptr<ModelWriter>> ModelWriter::create(const std::filesystem::
                                                          const Qwen2Config& config,
                                                          const QuantizeOptions& options, DType stored) {
   std::unique_ptr<ModelWriter> writer(new ModelWriter(config, options, stored));
-  QWEN2_TRY(writer->file_, SafetensorsWriter::create(path, specs_of(config, options, stored)));
+  QWEN2_TRY(writer->file_, create_safetensors(path, specs_of(config, options, stored)));
   return writer;
 }
 
@@ -140,16 +162,9 @@ Status ModelWriter::write_floats(std::string_view name, int64_t offset, std::spa
 
 Status ModelWriter::write_matrix(const Checkpoint& checkpoint, std::string_view name, int64_t rows,
                                  int64_t cols) {
-  std::mutex mutex;
-  std::optional<Error> first_error;  // rows come from several threads
-  QWEN2_CHECK(read_expanded(checkpoint, name, rows, cols, [&](int64_t row, const float* values) {
-    const Status status = write_floats(name, row * cols, {values, static_cast<size_t>(cols)});
-    if (status) return;
-    const std::lock_guard lock(mutex);
-    if (!first_error) first_error = status.error();
-  }));
-  if (first_error) return std::unexpected(*std::move(first_error));
-  return {};
+  return visit_rows(checkpoint, name, rows, cols, [&](int64_t row, const float* values) {
+    return write_floats(name, row * cols, {values, static_cast<size_t>(cols)});
+  });
 }
 
 Status ModelWriter::write_unquantized(const Checkpoint& checkpoint) {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -11,7 +12,7 @@
 #include "checkpoint/checkpoint.h"
 #include "model/qwen2_config.h"
 #include "quantize/layer_rounding.h"
-#include "quantize/safetensors_writer.h"
+#include "quantize/tensor_file.h"
 #include "tensor/dtype.h"
 
 namespace qwen2::quantize {
@@ -43,7 +44,7 @@ class ModelWriter {
   Qwen2Config config_;
   QuantizeOptions options_;
   DType stored_;
-  std::unique_ptr<SafetensorsWriter> file_;
+  std::unique_ptr<TensorFile> file_;
 };
 
 // What of a layer is quantised: the modules' names behind layer_prefix(), and their shapes.
@@ -52,6 +53,13 @@ struct LinearModule {
   int64_t rows, cols;
 };
 std::array<LinearModule, 7> linear_modules(const Qwen2Config& config);
+
+// Calls `visit` with each row of a matrix in float, on several threads; returns the first error.
+Status visit_rows(const Checkpoint& checkpoint, std::string_view name, int64_t rows, int64_t cols,
+                  const std::function<Status(int64_t row, const float* values)>& visit);
+
+// An error that says so where a matrix is quantised already.
+Status check_plain(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t cols);
 
 // "model.layers.INDEX.".
 std::string layer_prefix(int64_t index);

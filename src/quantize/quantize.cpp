@@ -97,11 +97,7 @@ Status check_quantizable(const Checkpoint& checkpoint, const Qwen2Config& config
         return fail(ErrorKind::kUnsupported, "tensor '{}' has {} rows; a multiple of 8 was expected", name,
                     part.rows);
       }
-      QWEN2_TRY(const auto format, checkpoint.matrix_format(name, part.rows, part.cols));
-      if (!format) continue;
-      return fail(ErrorKind::kInvalidArgument,
-                  "tensor '{}' is quantised to {} bits already; a model in 16 or 32 bits was expected", name,
-                  format->bits);
+      QWEN2_CHECK(check_plain(checkpoint, name, part.rows, part.cols));
     }
   }
   return {};

@@ -173,6 +173,22 @@ for (const name of ['gptq4_asym_g32_act', 'awq_g64', 'bnb8']) {
   });
 }
 
+test('quantize writes GGUF files that answer', async (t) => {
+  const folder = temporaryFolder(t);
+  const question = split('generate --max-new-tokens 12 --temperature 0 --prompt lake --model');
+  const expected = await succeed(...question, model);
+  for (const bits of [8, 4]) {
+    const file = path.join(folder, `${bits}.gguf`);
+    await succeed(...split(`quantize --method rtn --format gguf --bits ${bits} --model`), model, '--output', file);
+    assert.equal((await succeed(...question, file)).length > 0, true);
+    if (bits === 8) assert.equal(await succeed(...question, file), expected);
+    assert.match(await succeed('info', '--model', file), /memory plan/);
+  }
+  const again = await run(...split('quantize --method rtn --format gguf --model'), model, '--output', path.join(folder, '8.gguf'));
+  assert.notEqual(again.code, 0);
+  assert.match(again.stderr, /8\.gguf' exists/);
+});
+
 describe('bench serve', () => {
   const bench = async (t, ...args) => {
     const file = path.join(temporaryFolder(t), 'result.json');

@@ -17,6 +17,7 @@
 #include "paths.h"
 #include "quantize/awq.h"
 #include "quantize/calibration.h"
+#include "quantize/gguf_writer.h"
 #include "quantize/model_writer.h"
 #include "quantize/packing.h"
 #include "random_data.h"
@@ -259,6 +260,58 @@ TEST(Packing, ReadersSeeTheSameWeights) {
   }
 }
 
+// Through the reader, which is held against files of an independent writer.
+TEST(Gguf, HoldsTheRoundedWeightsAndTheTokenizer) {
+  for (const int bits : {4, 8}) {
+    const Model model(test::demo_model());
+    const Qwen2Config& c = model.config;
+    const Folder folder;
+    fs::create_directories(folder.path());
+    const fs::path path = folder.path() / "demo.gguf";
+    const TokenizerTexts texts{*read_text_file(test::demo_model() / "tokenizer.json"),
+                               *read_text_file(test::demo_model() / "tokenizer_config.json")};
+    const GgufJob job{*model.checkpoint, bits, texts, path, {}};
+    ASSERT_TRUE(write_gguf(job));
+    EXPECT_FALSE(write_gguf(job));  // exists
+
+    const Model written(path);
+    EXPECT_EQ(written.config.rope_theta, c.rope_theta);
+    EXPECT_EQ(written.config.vocab_size, c.vocab_size);
+    EXPECT_EQ(written.config.tied_head, c.tied_head);
+    EXPECT_EQ(written.config.eos_token_ids.front(), c.eos_token_ids.front());
+    const std::string down = "model.layers.1.mlp.down_proj.weight";
+    for (const auto& [name, rows, cols, own_bits] :
+         {std::tuple(down, c.hidden_size, c.intermediate_size, bits),
+          std::tuple(std::string("model.embed_tokens.weight"), c.vocab_size, c.hidden_size, 8)}) {
+      const auto read = [&, width = cols, height = rows, tensor = name](const Checkpoint& checkpoint) {
+        std::vector<float> values(static_cast<size_t>(height * width));
+        EXPECT_TRUE(read_expanded(checkpoint, tensor, height, width, [&](int64_t row, const float* source) {
+          std::copy_n(source, width, values.begin() + row * width);
+        }));
+        return values;
+      };
+      const auto before = read(*model.checkpoint);
+      const GroupedWeights rounded =
+          round_symmetric(kernels(), before.data(), rows, cols, own_bits, kGgufGroup);
+      std::vector<float> expected(before.size());
+      for (int64_t row = 0; row < rows; ++row) rounded.expand_row(row, expected.data() + row * cols);
+      EXPECT_EQ(read(*written.checkpoint), expected) << name << " " << bits;
+    }
+    const auto own = gguf_tokenizer(path);
+    ASSERT_TRUE(own) << own.error().message;
+    const auto tokenizer = Tokenizer::parse(own->tokenizer_json);
+    const auto before = Tokenizer::load(test::demo_model());
+    ASSERT_TRUE(tokenizer && before);
+    const std::string text = "<|im_start|>user\nWhat's a 'quay' \u00e9?<|im_end|>\n";
+    EXPECT_EQ(*tokenizer->encode(text), *before->encode(text));
+    EXPECT_NE(gguf_tokenizer_config(path)->find("<|im_start|>"), std::string::npos);
+
+    const Status refused = write_gguf({*written.checkpoint, bits, {}, folder.path() / "again.gguf", {}});
+    ASSERT_FALSE(refused);
+    EXPECT_NE(refused.error().message.find("quantised to"), std::string::npos);
+  }
+}
+
 void expect_refused(const QuantizeJob& job, const std::string& part) {
   const Status status = quantize_model(job);
   ASSERT_FALSE(status);
@@ -287,14 +340,14 @@ TEST(QuantizeErrors, NameWhatIsWrong) {
                  "quantised to 4 bits already");
 }
 
-TEST(SafetensorsWriter, ChecksWhatIsWritten) {
+TEST(TensorFile, ChecksWhatIsWritten) {
   const Folder folder;
   fs::create_directories(folder.path());
   const fs::path path = folder.path() / "a.safetensors";
   const std::vector<TensorSpec> specs{{"a", "I32", {2, 3}}, {"b", "F16", {5}}};
   const std::vector<std::byte> bytes(24);
   {
-    const auto writer = SafetensorsWriter::create(path, specs);
+    const auto writer = create_safetensors(path, specs);
     ASSERT_TRUE(writer) << writer.error().message;
     EXPECT_TRUE((*writer)->write("a", 0, bytes));
     EXPECT_FALSE((*writer)->write("a", 1, bytes));
@@ -302,7 +355,7 @@ TEST(SafetensorsWriter, ChecksWhatIsWritten) {
     EXPECT_FALSE((*writer)->finish());  // "b" is missing
   }
   EXPECT_TRUE(fs::is_empty(folder.path()));
-  const auto writer = SafetensorsWriter::create(path, specs);
+  const auto writer = create_safetensors(path, specs);
   ASSERT_TRUE(writer);
   EXPECT_TRUE((*writer)->write("b", 0, std::span(bytes).first(10)));
   EXPECT_TRUE((*writer)->write("a", 0, bytes));
@@ -312,7 +365,7 @@ TEST(SafetensorsWriter, ChecksWhatIsWritten) {
   const auto header = parse_safetensors(mapped->bytes());
   ASSERT_TRUE(header) << header.error().message;
   EXPECT_EQ(header->tensors.at("b").shape, std::vector<int64_t>{5});
-  EXPECT_FALSE(SafetensorsWriter::create(folder.path() / "none/a.safetensors", specs));
+  EXPECT_FALSE(create_safetensors(folder.path() / "none/a.safetensors", specs));
 }
 
 TEST(Calibration, ReadsTextAndConversations) {
