@@ -223,7 +223,8 @@ TEST_P(TrapTest, StaysCloseWhereOthersOverflow) {
   }
   const double error = worst_difference(*backend, cases);
   RecordProperty("error", fmt::format("{:.4f}", error));
-  EXPECT_LE(error, p.kv_bits == 16 && p.precision == "bf16" ? transformers_in_bf16(golden) : 0.1);
+  const double rounded = p.int8_activations ? 0.15 : 0.1;
+  EXPECT_LE(error, p.kv_bits == 16 && p.precision == "bf16" ? transformers_in_bf16(golden) : rounded);
 }
 
 // Mean KL divergence of what `backend` predicts behind every token from what `reference` does.
