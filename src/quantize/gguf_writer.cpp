@@ -122,6 +122,7 @@ struct Token {
 // Every id of the embedding; ids without a token are padding.
 Result<std::vector<Token>> read_tokens(const json::value& root, int64_t vocab_size) {
   std::vector<Token> tokens;
+  tokens.reserve(static_cast<size_t>(vocab_size));
   for (int64_t id = 0; id < vocab_size; ++id) tokens.push_back({fmt::format("[PAD{}]", id), kUnusedToken});
   const auto set = [&](const json::value& id, std::string_view text, int32_t kind) -> Status {
     if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() >= vocab_size) {
@@ -312,9 +313,10 @@ Status write_gguf(const GgufJob& job) {
             parse_qwen2_config(job.checkpoint.config_json(), job.checkpoint.generation_config_json()));
   const auto tensors = tensors_of(config, job.bits);
   QWEN2_CHECK(check_tensors(job.checkpoint, tensors));
-  if (fs::exists(job.output))
+  if (fs::exists(job.output)) {
     return fail(ErrorKind::kInvalidArgument, "--output '{}' exists; a new file was expected",
                 job.output.string());
+  }
   Metadata metadata;
   add_architecture(metadata, config, job.bits);
   if (!job.tokenizer.tokenizer_json.empty()) QWEN2_CHECK(add_tokenizer(metadata, job.tokenizer, config));
