@@ -150,10 +150,8 @@ INSTANTIATE_TEST_SUITE_P(Models, TrapTest, testing::ValuesIn(trap_params()), [](
 });
 
 std::unique_ptr<Backend> open_trap(const TrapParam& p, KeyBiasPlace key_bias) {
-  CpuOptions options{.isa = p.isa,
-                     .kv_bits = p.kv_bits,
-                     .key_bias = key_bias,
-                     .int8_activations = p.int8_activations};
+  CpuOptions options{
+      .isa = p.isa, .kv_bits = p.kv_bits, .key_bias = key_bias, .int8_activations = p.int8_activations};
   options.precision = *Precision::parse(p.precision, "", 128);
   const auto checkpoint = open_checkpoint((test::golden_folder() / p.model).string());
   EXPECT_TRUE(checkpoint) << checkpoint.error().message;
