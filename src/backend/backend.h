@@ -72,7 +72,7 @@ struct CpuOptions {
   Precision precision = {};
   int kv_bits = 16;  // or 8, with a scale for each token and head
   KeyBiasPlace key_bias = KeyBiasPlace::kScores;
-  bool int8_activations = false;  // in the layers' products with quantised weights
+  bool int8_activations = false;  // in products with quantised weights
 };
 
 Result<std::unique_ptr<Backend>> create_cpu_backend(const Checkpoint& checkpoint, const Limits& limits,

@@ -245,7 +245,7 @@ Status CpuBackend::forward_all(const Chunk& chunk, const LogitSink& sink) {
     const int64_t count = std::min(batch, static_cast<int64_t>(rows.size()) - begin);
     std::vector<int64_t> places(static_cast<size_t>(count));
     std::iota(places.begin(), places.end(), begin);
-    head(places, 0);
+    QWEN2_CHECK(head(places, 0));
     for (int64_t i = 0; i < count; ++i) {
       const float* logits = logits_ + i * round_up(config_.vocab_size, kBlockRows);
       sink(begin + i, {logits, static_cast<size_t>(config_.vocab_size)});
@@ -271,8 +271,7 @@ Status CpuBackend::run_rows(std::span<const Row> rows, Products products) {
   for (int64_t i = 0; i < count; ++i) {
     if (rows[static_cast<size_t>(i)].logits_index >= 0) places.push_back(i);
   }
-  if (!places.empty()) head(places, rows[static_cast<size_t>(places.front())].logits_index);
-  return {};
+  return places.empty() ? Status() : head(places, rows[static_cast<size_t>(places.front())].logits_index);
 }
 
 void CpuBackend::embed(std::span<const Row> rows) {
@@ -447,21 +446,15 @@ void CpuBackend::attend_chunk(int64_t layer, std::span<const Row> rows) {
 }
 
 // Logits of the rows at `places`, from the `first`-th on.
-void CpuBackend::head(std::span<const int64_t> places, int64_t first) {
-  if (places.empty()) return;
+Status CpuBackend::head(std::span<const int64_t> places, int64_t first) {
   const int64_t stride = round_up(config_.hidden_size, kBlockRows);
   const int64_t vocabulary = round_up(config_.vocab_size, kBlockRows);
   for (size_t i = 0; i < places.size(); ++i) {
     kernels_.rms_norm(hidden_ + places[i] * stride, weights_.final_norm, config_.rms_norm_eps,
                       config_.hidden_size, normed_ + static_cast<int64_t>(i) * stride);
   }
-  const auto count = static_cast<int64_t>(places.size());
-  float* logits = logits_ + first * vocabulary;
-  if (int8_products_ && weights_.head.is_quantized()) {
-    int8_products_->run(weights_.head, normed_, stride, count, logits, vocabulary, false);
-  } else {
-    row_products_->run(weights_.head, normed_, stride, count, logits, vocabulary, false);
-  }
+  return linear(weights_.head, normed_, stride, static_cast<int64_t>(places.size()), Products::kRowByRow,
+                logits_ + first * vocabulary, vocabulary, false);
 }
 
 }  // namespace qwen2

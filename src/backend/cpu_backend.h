@@ -51,7 +51,7 @@ class CpuBackend final : public Backend {
   void rotate_and_store(const LayerWeights& w, int64_t layer, std::span<const Row> rows);
   void attend_single_rows(int64_t layer, std::span<const Row> rows);
   void attend_chunk(int64_t layer, std::span<const Row> rows);
-  void head(std::span<const int64_t> places, int64_t first);
+  Status head(std::span<const int64_t> places, int64_t first);
   Status separate_key_bias();
   [[nodiscard]] int64_t head_page_bytes() const;
   [[nodiscard]] std::byte* layer_cache(int64_t layer) const;

@@ -26,18 +26,18 @@ struct QuantizeFlags {
   CLI::Option* group_size = nullptr;  // whether it was given
 };
 
-Status check_gguf(const QuantizeFlags& flags) {
+// The format has one size of group.
+Status choose_gguf(QuantizeFlags& flags) {
   if (flags.options.method != quantize::Method::kRtn) {
     return fail(ErrorKind::kUnsupported, "--format gguf is written with --method rtn only, not {}",
                 flags.method);
   }
-  if (flags.options.bits != 4 && flags.options.bits != 8)
-    return fail(ErrorKind::kInvalidArgument, "--bits is {}; 4 or 8 was expected", flags.options.bits);
   if (flags.group_size->count() > 0 && flags.options.group != quantize::kGgufGroup) {
     return fail(ErrorKind::kInvalidArgument,
                 "--group-size is {}; the blocks of --format gguf have {} weights", flags.options.group,
                 quantize::kGgufGroup);
   }
+  flags.options.group = quantize::kGgufGroup;
   return {};
 }
 
@@ -47,7 +47,7 @@ Status read_method(QuantizeFlags& flags) {
                          : flags.method == "awq" ? Method::kAwq
                                                  : Method::kGptq;
   const std::string own = flags.method == "awq" ? "awq" : "gptq";
-  if (flags.format == "gguf") return check_gguf(flags);
+  if (flags.format == "gguf") return choose_gguf(flags);
   if (!flags.format.empty() && flags.format != own) {
     return fail(ErrorKind::kInvalidArgument, "--format is {}; --method {} writes {}", flags.format,
                 flags.method, own);
@@ -133,6 +133,8 @@ Status quantize_command(QuantizeFlags& flags) {
   QWEN2_TRY(const auto checkpoint, open_checkpoint(flags.model.model));
   QWEN2_TRY(const Qwen2Config config,
             parse_qwen2_config(checkpoint->config_json(), checkpoint->generation_config_json()));
+  // Before the calibration text is read: flags that cannot work should not wait for it.
+  QWEN2_CHECK(quantize::check_quantizable(*checkpoint, config, flags.options));
   const double start = now_seconds();
   const auto progress = [start](int64_t done, int64_t layers) {
     show_progress(done, layers, now_seconds() - start);
@@ -145,8 +147,6 @@ Status quantize_command(QuantizeFlags& flags) {
     print_result(flags.output, start);
     return {};
   }
-  // Before the calibration text is read: flags that cannot work should not wait for it.
-  QWEN2_CHECK(quantize::check_quantizable(*checkpoint, config, flags.options));
   quantize::QuantizeJob job{*checkpoint, flags.options, {}, flags.output, {}, {}};
   QWEN2_TRY(job.calibration, calibration_of(flags));
   QWEN2_TRY(job.files, extra_files(flags.model));

@@ -188,10 +188,11 @@ std::vector<TokenId> Engine::sample(const std::vector<StepItem>& items, const Lo
     const auto row = static_cast<size_t>(i);
     tokens[row] = sequences[row]->sampler.sample(logits.row(row));
   };
-  if (sequences.size() == 1) {
+  const auto count = static_cast<int64_t>(sequences.size());
+  if (count > 1) {
+    parallel_items(count, sample_one);
+  } else if (count == 1) {
     sample_one(0);  // shorter than waking the other threads
-  } else {
-    parallel_items(static_cast<int64_t>(sequences.size()), sample_one);
   }
   return tokens;
 }

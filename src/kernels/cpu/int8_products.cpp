@@ -23,12 +23,6 @@ struct Outlier {
   float value;
 };
 
-int64_t chunk_columns(const QuantizedMatrix& w) {
-  return std::min(w.format.group, kMaxChunk);
-}
-int64_t chunk_count(const QuantizedMatrix& w) {
-  return (w.cols + chunk_columns(w) - 1) / chunk_columns(w);
-}
 // Places for the outliers of one row.
 int64_t most_outliers(int64_t cols) {
   return cols / kOutlierShare;

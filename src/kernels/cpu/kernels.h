@@ -42,6 +42,12 @@ struct GemvArgs {
 // so chunks, have at least eight columns.
 constexpr int64_t kMaxChunk = 128;
 constexpr int64_t kMinChunk = 8;
+inline int64_t chunk_columns(const QuantizedMatrix& w) {
+  return w.format.group < kMaxChunk ? w.format.group : kMaxChunk;
+}
+inline int64_t chunk_count(const QuantizedMatrix& w) {
+  return (w.cols + chunk_columns(w) - 1) / chunk_columns(w);
+}
 
 // The same for a quantised matrix. Activations are 16-bit integers: x[k] stands for x[k] * x_scales[k /
 // chunk_columns]. A chunk's products are summed exactly, in 32 bits, chunks in float in their order.

@@ -64,8 +64,8 @@ QuantizedGemvArgs RowProducts::prepare(const QuantizedMatrix& w, size_t slot, co
   auto* sums = reinterpret_cast<int32_t*>(base + layout.sums);
   auto* reordered = reinterpret_cast<float*>(scratch_.data() + kSlots * layout.bytes);
   auto* rows = count == 1 ? values : reinterpret_cast<int16_t*>(reordered + kMaxGemvBatch * max_cols_);
-  const int64_t chunk = std::min(w.format.group, kMaxChunk);
-  const int64_t chunks = (w.cols + chunk - 1) / chunk;
+  const int64_t chunk = chunk_columns(w);
+  const int64_t chunks = chunk_count(w);
   const auto round_rows = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* row = x + i * x_stride;
@@ -120,16 +120,15 @@ void RowProducts::run(const WeightMatrix& w, const float* x, int64_t x_stride, i
 void RowProducts::run_rounded(const QuantizedMatrix& w, const int16_t* rows, const float* scales,
                               const int32_t* sums, int64_t count, float* y, int64_t y_stride,
                               bool accumulate) {
-  const int64_t chunk = std::min(w.format.group, kMaxChunk);
+  const int64_t chunk = chunk_columns(w);
   const int16_t* values = rows;
   if (count > 1) {
     auto* interleaved = reinterpret_cast<int16_t*>(scratch_.data());
     interleave(rows, count, w.cols, interleaved);
     values = interleaved;
   }
-  const QuantizedGemvArgs args{
-      &w, values,   scales,    sums, chunk, (w.cols + chunk - 1) / chunk, static_cast<int>(count),
-      y,  y_stride, accumulate};
+  const QuantizedGemvArgs args{&w, values,   scales,    sums, chunk, chunk_count(w), static_cast<int>(count),
+                               y,  y_stride, accumulate};
   parallel_ranges(w.blocks(),
                   [&](int64_t begin, int64_t end) { kernels_->gemv_quantized(args, begin, end); });
 }
