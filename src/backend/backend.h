@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/sampler.h"
 #include "base/error.h"
 #include "checkpoint/checkpoint.h"
 #include "model/memory_plan.h"
@@ -59,6 +60,12 @@ class Backend {
   // until the next call.
   virtual Result<Logits> forward(std::span<const Chunk> chunks) = 0;
 
+  // forward(), then the next token of every chunk that wants logits, in their order; `samplers` has one for
+  // each of them. The n-th token of a sampler depends on its seed, n and the logits alone, but a seed means
+  // other tokens on other backends.
+  virtual Result<std::vector<TokenId>> sample(std::span<const Chunk> chunks,
+                                              std::span<Sampler* const> samplers);
+
   // Runs one chunk and hands the logits [vocab_size] of each of its tokens to `sink`, in order.
   using LogitSink = std::function<void(int64_t index, std::span<const float> logits)>;
   virtual Status forward_all(const Chunk& chunk, const LogitSink& sink) = 0;
@@ -81,5 +88,18 @@ Result<std::unique_ptr<Backend>> create_cpu_backend(const Checkpoint& checkpoint
 // The plan alone, without allocating anything.
 Result<MemoryPlan> plan_cpu_backend(const Checkpoint& checkpoint, const Qwen2Config& config,
                                     const Limits& limits, const CpuOptions& options);
+
+struct CudaOptions {
+  Precision precision = {};
+  int kv_bits = 16;  // or 8
+  KeyBiasPlace key_bias = KeyBiasPlace::kScores;
+};
+
+// Whether this program was built with the CUDA backend, and a usable GPU is here.
+bool cuda_is_available();
+// Fails with kNotFound where there is no usable GPU, with kUnsupported where the program was built without
+// CUDA.
+Result<std::unique_ptr<Backend>> create_cuda_backend(const Checkpoint& checkpoint, const Limits& limits,
+                                                     const CudaOptions& options);
 
 }  // namespace qwen2

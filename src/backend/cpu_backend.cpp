@@ -20,6 +20,8 @@ namespace {
 constexpr size_t kShortChunk = 16;
 // Keys of one part of a long decode attention. Fixed, so that a row's sums do not depend on the batch.
 constexpr int64_t kSplitKeys = 512;
+// Prompt tokens of one pass, where the user does not say.
+constexpr int64_t kPrefillChunk = 256;
 // An allowance for the program, its libraries, compiled products and a large tokeniser; see docs/design.md.
 constexpr uint64_t kRuntimeBytes = 160 * kMiB;
 
@@ -78,7 +80,7 @@ Result<cpu::Isa> choose_isa(const std::string& name) {
 
 Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const Qwen2Config& config, const Limits& asked,
                              cpu::Isa isa, const CpuOptions& options) {
-  QWEN2_TRY(const Limits limits, choose_limits(config, asked));
+  QWEN2_TRY(const Limits limits, choose_limits(config, asked, kPrefillChunk));
   BackendCosts costs;
   QWEN2_TRY(costs.weights, weight_bytes(checkpoint, config, options.precision));
   costs.workspace =
@@ -90,6 +92,7 @@ Result<MemoryPlan> make_plan(const Checkpoint& checkpoint, const Qwen2Config& co
            : 0) +
       static_cast<uint64_t>(angle_count(config, limits.max_model_len)) * sizeof(float);
   costs.runtime = kRuntimeBytes;
+  costs.available = available_memory_bytes();
   costs.page_tokens = cpu::kPageTokens;
   costs.page_bytes = config.layers * config.kv_heads * cpu::kv_page_bytes(options.kv_bits, config.head_dim);
   return plan_memory(limits, costs);

@@ -17,6 +17,15 @@ inline int parallel_threads() {
 #endif
 }
 
+// Of the calling thread, inside of a parallel part.
+inline int parallel_thread() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
 // Calls f(begin, end) once a thread with neighbouring parts of [0, count).
 template <class F>
 void parallel_ranges(int64_t count, const F& f) {

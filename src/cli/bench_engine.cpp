@@ -40,10 +40,6 @@ struct Run {
   double decode_seconds = 0;
 };
 
-TokenId likeliest(std::span<const float> logits) {
-  return static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
 // One batch of sequences: their prompts one after the other in chunks, then `generate` decode steps together.
 class Batch {
  public:
@@ -58,7 +54,9 @@ class Batch {
       for (int64_t i = 0; i < flags.prompt; ++i) {
         prompt.push_back(static_cast<TokenId>(random() % static_cast<uint64_t>(backend.config().vocab_size)));
       }
+      samplers_.emplace_back(SamplingParams{.temperature = 0}, prompt, backend.config().vocab_size);
     }
+    for (Sampler& sampler : samplers_) greedy_.push_back(&sampler);
   }
 
   Result<Run> run() {
@@ -78,8 +76,7 @@ class Batch {
       for (size_t b = 0; b < last.size(); ++b) {
         chunks.push_back({std::span(&last[b], 1), flags_.prompt + step, pages_[b], true});
       }
-      QWEN2_TRY(const Logits logits, backend_.forward(chunks));
-      for (size_t b = 0; b < last.size(); ++b) last[b] = likeliest(logits.row(b));
+      QWEN2_TRY(last, backend_.sample(chunks, greedy_));
     }
     run.decode_seconds = now_seconds() - start;
     return run;
@@ -95,14 +92,17 @@ class Batch {
       const Chunk chunk{
           std::span(prompts_[b]).subspan(static_cast<size_t>(position), static_cast<size_t>(count)), position,
           pages_[b], last};
-      QWEN2_TRY(const Logits logits, backend_.forward(std::span(&chunk, 1)));
-      if (last) token = likeliest(logits.row(0));
+      const auto samplers = std::span(greedy_).first(last ? 1 : 0);
+      QWEN2_TRY(const std::vector<TokenId> tokens, backend_.sample(std::span(&chunk, 1), samplers));
+      if (last) token = tokens.front();
     }
     return token;
   }
 
   Backend& backend_;
   const BenchEngineFlags& flags_;
+  std::vector<Sampler> samplers_;
+  std::vector<Sampler*> greedy_;
   std::vector<std::vector<TokenId>> prompts_;
   std::vector<std::vector<uint32_t>> pages_;
 };

@@ -62,8 +62,10 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("--prefill-chunk", limits.prefill_chunk, "Prompt tokens of one forward pass");
   app.add_option("--max-batch-tokens", limits.max_batch_tokens,
                  "Tokens of one step (default: one chunk and every decode)");
-  app.add_option("--precision", precision,
-                 "Of the weights: auto (as the model has them), bf16, int8 or int4 (rounded when loaded)");
+  app.add_option(
+      "--precision", precision,
+      "Of the weights: auto (as the model has them), fp16 or bf16 (the 16 bits of the device), int8 or int4 "
+      "(rounded when loaded)");
   app.add_option("--head-precision", head_precision,
                  "Of embedding and head (default: as --precision, but int8 with int4)");
   app.add_option("--group-size", group_size, "Weights that share a scale: 16, 32, 64 or 128");
@@ -138,9 +140,6 @@ Result<ChatTemplate> open_chat(const ModelFlags& flags) {
 }
 
 Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
-  if (flags.device == "cuda") {
-    return fail(ErrorKind::kUnsupported, "--device cuda: this build has no CUDA backend; use --device cpu");
-  }
   OpenModel open;
   QWEN2_TRY(const auto checkpoint, open_checkpoint(flags.model));
   QWEN2_TRY(open.tokenizer, open_tokenizer(flags, need_tokenizer));
@@ -148,7 +147,16 @@ Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
   open.generation_config = checkpoint->generation_config_json();
   QWEN2_TRY(const Limits limits, limits_of(flags));
   QWEN2_TRY(const CpuOptions options, cpu_options_of(flags));
-  QWEN2_TRY(open.backend, create_cpu_backend(*checkpoint, limits, options));
+  if (flags.device == "cuda" || (flags.device == "auto" && cuda_is_available())) {
+    if (options.int8_activations) {
+      return fail(ErrorKind::kUnsupported,
+                  "--activations int8 is for --device cpu: a GPU multiplies in fp16");
+    }
+    const CudaOptions cuda{options.precision, options.kv_bits, options.key_bias};
+    QWEN2_TRY(open.backend, create_cuda_backend(*checkpoint, limits, cuda));
+  } else {
+    QWEN2_TRY(open.backend, create_cpu_backend(*checkpoint, limits, options));
+  }
   return open;
 }
 

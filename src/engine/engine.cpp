@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/parallel.h"
 #include "base/units.h"
 
 namespace qwen2 {
@@ -161,10 +160,13 @@ void Engine::step() {
                           .subspan(static_cast<size_t>(sequence.computed), static_cast<size_t>(item.count)),
                       sequence.computed, sequence.pages.pages(), item.samples()});
   }
-  const auto logits = backend_->forward(chunks);
-  if (!logits) return fail_step(items, logits.error());
+  std::vector<Sampler*> samplers;
+  for (const StepItem& item : items) {
+    if (item.samples()) samplers.push_back(&item.sequence->sampler);
+  }
+  const auto tokens = backend_->sample(chunks, samplers);
+  if (!tokens) return fail_step(items, tokens.error());
   ++counters_.steps;
-  const std::vector<TokenId> tokens = sample(items, *logits);
   const double now = now_seconds();
   size_t row = 0;
   for (const StepItem& item : items) {
@@ -172,29 +174,9 @@ void Engine::step() {
     const bool samples = item.samples();
     if (sequence.in_prompt()) counters_.prompt_tokens += item.count;
     sequence.computed += item.count;
-    if (samples) accept_token(sequence, tokens[row++], now);
+    if (samples) accept_token(sequence, (*tokens)[row++], now);
   }
   publish_stats();
-}
-
-// The next token of each item that samples, in their order; each is one thread's work.
-std::vector<TokenId> Engine::sample(const std::vector<StepItem>& items, const Logits& logits) {
-  std::vector<Sequence*> sequences;
-  for (const StepItem& item : items) {
-    if (item.samples()) sequences.push_back(item.sequence);
-  }
-  std::vector<TokenId> tokens(sequences.size());
-  const auto sample_one = [&](int64_t i) {
-    const auto row = static_cast<size_t>(i);
-    tokens[row] = sequences[row]->sampler.sample(logits.row(row));
-  };
-  const auto count = static_cast<int64_t>(sequences.size());
-  if (count > 1) {
-    parallel_items(count, sample_one);
-  } else if (count == 1) {
-    sample_one(0);  // shorter than waking the other threads
-  }
-  return tokens;
 }
 
 void Engine::fail_step(const std::vector<StepItem>& items, const Error& error) {

@@ -73,7 +73,6 @@ class Engine {
   bool take_submitted(std::unique_lock<std::mutex>& lock);
   void drop_cancelled();
   void step();
-  std::vector<TokenId> sample(const std::vector<StepItem>& items, const Logits& logits);
   void fail_step(const std::vector<StepItem>& items, const Error& error);
   void accept_token(Sequence& sequence, TokenId token, double now);
   void finish(Sequence& sequence, TokenEvent event);

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/sampler.h"
 #include "engine/kv_pool.h"
 #include "engine/request.h"
-#include "engine/sampler.h"
 #include "engine/stop_matcher.h"
 #include "tokenizer/tokenizer.h"
 

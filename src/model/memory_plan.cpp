@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "base/machine.h"
 #include "base/units.h"
 
 namespace qwen2 {
@@ -12,7 +11,8 @@ constexpr int64_t kDefaultModelLen = 4096;
 
 }  // namespace
 
-Result<Limits> choose_limits(const Qwen2Config& config, Limits limits) {
+Result<Limits> choose_limits(const Qwen2Config& config, Limits limits, int64_t default_chunk) {
+  if (limits.prefill_chunk == 0) limits.prefill_chunk = default_chunk;
   if (limits.max_model_len == 0)
     limits.max_model_len = std::min(kDefaultModelLen, config.max_position_embeddings);
   if (limits.max_model_len < 1 || limits.max_model_len > config.max_position_embeddings) {
@@ -43,8 +43,9 @@ std::string MemoryPlan::table() const {
              fmt::format("{} pages, {} B a token, {} requests of {} tokens", kv_pages, kv_bytes_per_token,
                          limits.max_num_seqs, limits.max_model_len)) +
          row("workspace", workspace, fmt::format("chunks of {} prompt tokens", limits.prefill_chunk)) +
-         row("runtime", runtime, "program, libraries, tokeniser") + row("total", total(), "") +
-         row("budget", budget, "");
+         (graphs > 0 ? row("graphs", graphs, "recorded steps") : std::string()) +
+         row("runtime", runtime, graphs > 0 ? "context, code, libraries" : "program, libraries, tokeniser") +
+         row("total", total(), "") + row("budget", budget, "");
 }
 
 Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs) {
@@ -52,9 +53,10 @@ Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs) 
   plan.limits = limits;
   plan.weights = costs.weights;
   plan.workspace = costs.workspace;
+  plan.graphs = costs.graphs;
   plan.runtime = costs.runtime;
   plan.kv_bytes_per_token = costs.page_bytes / costs.page_tokens;
-  plan.budget = limits.memory_budget > 0 ? limits.memory_budget : available_memory_bytes();
+  plan.budget = limits.memory_budget > 0 ? limits.memory_budget : costs.available;
 
   const int64_t pages_each = (plan.limits.max_model_len + costs.page_tokens - 1) / costs.page_tokens;
   const uint64_t fixed = plan.total();

@@ -13,9 +13,9 @@ namespace qwen2 {
 struct Limits {
   int64_t max_model_len = 0;     // tokens of one request, prompt and answer together
   int64_t max_num_seqs = 8;      // requests that run at once
-  int64_t prefill_chunk = 256;   // prompt tokens of one forward pass; part of the arithmetic, see backend.h
+  int64_t prefill_chunk = 0;     // prompt tokens of one forward pass; part of the arithmetic, see backend.h
   int64_t max_batch_tokens = 0;  // tokens of one step, decodes first; zero: one prompt chunk and every decode
-  uint64_t memory_budget = 0;    // bytes of the whole process; zero: what the machine has free
+  uint64_t memory_budget = 0;    // bytes of the whole process, on a GPU its memory there; zero: what is free
 };
 
 struct MemoryPlan {
@@ -23,12 +23,13 @@ struct MemoryPlan {
   uint64_t weights = 0;
   uint64_t kv_pool = 0;
   uint64_t workspace = 0;
-  uint64_t runtime = 0;  // the program itself, the libraries, the tokeniser
+  uint64_t graphs = 0;   // recorded steps, on a GPU
+  uint64_t runtime = 0;  // the program itself, the libraries, the tokeniser; on a GPU, the context
   uint64_t budget = 0;
   int64_t kv_pages = 0;
   int64_t kv_bytes_per_token = 0;
 
-  [[nodiscard]] uint64_t total() const { return weights + kv_pool + workspace + runtime; }
+  [[nodiscard]] uint64_t total() const { return weights + kv_pool + workspace + graphs + runtime; }
   [[nodiscard]] std::string table() const;
 };
 
@@ -36,13 +37,15 @@ struct MemoryPlan {
 struct BackendCosts {
   uint64_t weights = 0;
   uint64_t workspace = 0;
+  uint64_t graphs = 0;
   uint64_t runtime = 0;
+  uint64_t available = 0;  // what a plan without a budget may take
   int64_t page_tokens = 0;
   int64_t page_bytes = 0;  // of all layers
 };
 
 // `limits` with every choice made but the budget's; what is out of range is an error.
-Result<Limits> choose_limits(const Qwen2Config& config, Limits limits);
+Result<Limits> choose_limits(const Qwen2Config& config, Limits limits, int64_t default_chunk);
 
 // `limits` as choose_limits() returns them. Fails with the table and the smallest change that would fit when
 // one request of max_model_len does not.

@@ -7,22 +7,11 @@
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
 #include "kernels/cpu/kernels.h"
+#include "model/inventory.h"
 #include "model/qwen2_config.h"
 #include "tensor/weight_matrix.h"
 
 namespace qwen2 {
-
-// How matrices are kept. Bits: 16 is bf16, 0 is what the checkpoint has (bf16 for its 16 and 32 bits); 8 and
-// 4 are quantised when loaded: symmetric, to the nearest code, with the scale of each group chosen for the
-// least squared error.
-struct Precision {
-  int bits = 0;
-  int head_bits = 0;    // embedding and head: a scale for each row at 8 bits
-  int64_t group = 128;  // of what is quantised when loaded
-
-  // "auto", "bf16", "int8" or "int4"; an empty head follows the rest, but at 8 bits where the rest has 4.
-  static Result<Precision> parse(std::string_view weights, std::string_view head, int64_t group);
-};
 
 struct LayerWeights {
   float* input_norm = nullptr;           // [hidden]

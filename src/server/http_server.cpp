@@ -320,6 +320,7 @@ class HttpServer::Impl {
             {"memory_plan", json::object{{"weights", plan.weights},
                                          {"kv_pool", plan.kv_pool},
                                          {"workspace", plan.workspace},
+                                         {"graphs", plan.graphs},
                                          {"runtime", plan.runtime},
                                          {"total", plan.total()},
                                          {"budget", plan.budget}}}};

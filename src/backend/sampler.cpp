@@ -1,4 +1,4 @@
-#include "engine/sampler.h"
+#include "backend/sampler.h"
 
 #include <algorithm>
 #include <boost/json.hpp>
@@ -69,16 +69,30 @@ Sampler::Sampler(const SamplingParams& params, std::span<const TokenId> prompt, 
     : params_(params) {
   if (params.repetition_penalty == 1.0F) return;
   seen_.resize(static_cast<size_t>(vocab_size));
-  for (const TokenId token : prompt) seen_[static_cast<size_t>(token)] = true;
+  for (const TokenId token : prompt) see(token);
+}
+
+void Sampler::see(TokenId token) {
+  if (seen_[static_cast<size_t>(token)]) return;
+  seen_[static_cast<size_t>(token)] = true;
+  seen_tokens_.push_back(token);
+}
+
+double Sampler::next_uniform() const {
+  return uniform(params_.seed, count_);
+}
+
+void Sampler::accept(TokenId token) {
+  ++count_;
+  if (!seen_.empty()) see(token);
 }
 
 TokenId Sampler::sample(std::span<const float> logits) {
   if (!seen_.empty()) {
     penalised_.assign(logits.begin(), logits.end());
-    for (size_t i = 0; i < penalised_.size(); ++i) {
-      if (!seen_[i]) continue;
-      penalised_[i] = penalised_[i] > 0 ? penalised_[i] / params_.repetition_penalty
-                                        : penalised_[i] * params_.repetition_penalty;
+    for (const TokenId token : seen_tokens_) {
+      float& logit = penalised_[static_cast<size_t>(token)];
+      logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
     }
     logits = penalised_;
   }
@@ -86,8 +100,7 @@ TokenId Sampler::sample(std::span<const float> logits) {
       params_.temperature == 0
           ? static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin())
           : sample_from(logits);
-  ++count_;
-  if (!seen_.empty()) seen_[static_cast<size_t>(token)] = true;
+  accept(token);
   return token;
 }
 
@@ -113,7 +126,7 @@ TokenId Sampler::sample_from(std::span<const float> logits) {
     candidates_.resize(count);
     total = kept;
   }
-  double left = uniform(params_.seed, count_) * total;
+  double left = next_uniform() * total;
   for (const auto& [weight, token] : candidates_) {
     left -= weight;
     if (left < 0) return token;

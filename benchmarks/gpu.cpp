@@ -1,0 +1,226 @@
+// The decode kernels on a GPU, one by one: each is recorded many times in a graph, over as many copies of its
+// weights as a model has layers, so that neither launches from the host nor the caches flatter it. Prints the
+// median time of one call with its spread, and the rate of its bytes beside a plain read of the same memory.
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "backend/cuda_memory.h"
+#include "kernels/cuda/kernels.h"
+
+namespace qwen2 {
+namespace {
+
+using cuda::DeviceMatrix;
+using cuda::MatrixForm;
+using cuda::ProductArgs;
+
+constexpr int kLayers = 28;
+constexpr int kRuns = 15;
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  fmt::print(stderr, "gpu_benchmarks: {}: {}\n", what, cudaGetErrorString(error));
+  std::exit(1);
+}
+
+template <class T>
+T* allocate(size_t count) {
+  void* data = nullptr;
+  check(cudaMalloc(&data, count * sizeof(T)), "allocating");
+  check(cudaMemset(data, 0x11, count * sizeof(T)), "filling");  // small positive numbers in every format
+  return static_cast<T*>(data);
+}
+
+struct Timing {
+  double median, low, high;  // microseconds a call
+};
+
+Timing time_calls(cudaStream_t stream, int calls, const std::function<void(int)>& call) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording");
+  for (int i = 0; i < calls; ++i) call(i);
+  check(cudaStreamEndCapture(stream, &graph), "recording");
+  check(cudaGraphInstantiate(&exec, graph, 0), "preparing");
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  check(cudaEventCreate(&begin), "events");
+  check(cudaEventCreate(&end), "events");
+  std::vector<double> times;
+  for (int run = -3; run < kRuns; ++run) {
+    check(cudaEventRecord(begin, stream), "timing");
+    check(cudaGraphLaunch(exec, stream), "running");
+    check(cudaEventRecord(end, stream), "timing");
+    check(cudaEventSynchronize(end), "running");
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin, end), "timing");
+    if (run >= 0) times.push_back(milliseconds * 1e3 / calls);
+  }
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return {times[kRuns / 2], times.front(), times.back()};
+}
+
+struct Matrix {
+  DeviceMatrix shape;
+  int64_t bytes = 0;
+};
+
+Matrix make_matrix(MatrixForm form, int rows, int cols, int group) {
+  Matrix m;
+  m.shape.form = form;
+  m.shape.rows = rows;
+  m.shape.cols = cols;
+  const int chunk = cuda::chunk_columns(form);
+  m.shape.row_bytes = int64_t{(cols + chunk - 1) / chunk} * cuda::kChunkBytes;
+  m.bytes = rows * m.shape.row_bytes;
+  if (form != MatrixForm::kF16) {
+    m.shape.group = group;
+    m.shape.groups = cols / group;
+    m.bytes += int64_t{rows} * m.shape.groups * 2;
+  }
+  return m;
+}
+
+class Bench {
+ public:
+  explicit Bench(int rows) : rows_(rows) {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, 0), "properties");
+    cuda::set_multiprocessors(properties.multiProcessorCount);
+    weights_ = allocate<uint8_t>(kWeights);
+    x_ = allocate<uint16_t>(64 * 9216);
+    floats_ = allocate<float>(64 * 152064);
+    out_ = allocate<float>(64 * 152064);
+    norm_ = allocate<float>(9216);
+    words_ = allocate<uint32_t>(4096);
+    check(cudaMemset(words_, 0, 4096 * sizeof(uint32_t)), "filling");
+    const Timing read =
+        time_calls(stream_, 1, [&](int) { cuda::read_all(weights_, kWeights, words_, stream_); });
+    read_ = kWeights / read.median / 1e3;
+    fmt::print("{} row(s), plain read {:.0f} GB/s\n", rows, read_);
+  }
+
+  void product(const std::string& name, MatrixForm form, int n, int k, int group, cuda::ProductOutput output,
+               int kind) {
+    Matrix m = make_matrix(form, n, k, group);
+    const auto copies =
+        static_cast<int>(std::min<int64_t>(kLayers, (kWeights - (int64_t{1} << 24)) / m.bytes));
+    const auto call = [&](int i) {
+      ProductArgs a;
+      a.w = m.shape;
+      a.w.codes = weights_ + i % copies * m.bytes;
+      a.w.scales = weights_ + i % copies * m.bytes + m.shape.rows * m.shape.row_bytes;
+      a.rows = rows_;
+      a.output = output;
+      a.out_rows = n;
+      a.y = out_;
+      a.y_stride = output == cuda::ProductOutput::kSwiglu ? n / 2 : n;
+      a.row_max = words_ + 64;
+      a.input.x = x_;
+      a.input.stride = rows_ == 1 ? 0 : 9216;
+      if (rows_ == 1 && kind == 1) {
+        a.input.x = nullptr;
+        a.input.hidden = floats_;
+        a.input.partials = floats_ + 2048;
+        a.input.parts = 1;
+        a.input.norm = norm_;
+        a.input.hidden_out = floats_ + 8192;
+      } else if (rows_ == 1 && kind == 2) {
+        a.input.x = nullptr;
+        a.input.values = floats_;
+        a.input.row_max = words_;
+      }
+      if (output == cuda::ProductOutput::kQkv) {
+        a.row_info = reinterpret_cast<const cuda::Row*>(words_ + 1024);
+        a.heads = {12, 2, 128};
+        a.cache.data = reinterpret_cast<std::byte*>(out_);
+        a.cache.pages = words_ + 2048;
+        a.cache.rotations = norm_;
+        a.cache.bias = norm_;
+        a.q = out_ + 65536;
+      }
+      cuda::product(a, stream_);
+    };
+    report(name, time_calls(stream_, copies == 1 ? 4 : kLayers * 2, call), m.bytes);
+  }
+
+  void attention(int length) {
+    check(cudaMemset(words_, 0, 4096 * sizeof(uint32_t)), "filling");
+    std::vector<uint32_t> info(64 * 4);
+    for (size_t i = 0; i < 64; ++i) info[i * 4 + 1] = static_cast<uint32_t>(length - 1);
+    check(cudaMemcpy(words_ + 1024, info.data(), info.size() * 4, cudaMemcpyHostToDevice), "rows");
+    cuda::RowAttentionArgs a;
+    a.rows = rows_;
+    a.row_info = reinterpret_cast<const cuda::Row*>(words_ + 1024);
+    a.heads = {12, 2, 128};
+    a.cache.pages =
+        words_ + 2048;  // one page again and again: this is for short contexts, which the caches hold
+    a.cache.data = reinterpret_cast<std::byte*>(weights_);
+    a.cache.rotations = norm_;
+    a.q = floats_;
+    a.older_keys = true;
+    a.max_splits = cuda::split_count(length);
+    a.max_split_keys = cuda::split_keys(length);
+    a.out = x_;
+    a.out_stride = 1536;
+    a.part_sums = out_;
+    a.part_scalars = floats_ + (1 << 20);
+    a.arrived = words_;
+    report(fmt::format("attention {}", length),
+           time_calls(stream_, kLayers * 2, [&](int) { cuda::attend_rows(a, stream_); }),
+           int64_t{rows_} * length * 1024);
+  }
+
+ private:
+  void report(const std::string& name, const Timing& t, int64_t bytes) const {
+    const double rate = static_cast<double>(bytes) / t.median / 1e3;
+    fmt::print("  {:<24} {:8.2f} us [{:.2f}, {:.2f}]  {:7.2f} MB  {:5.0f} GB/s = {:3.0f} %\n", name, t.median,
+               t.low, t.high, static_cast<double>(bytes) / 1e6, rate, 100 * rate / read_);
+  }
+
+  static constexpr int64_t kWeights = int64_t{2} << 30;
+  int rows_;
+  cudaStream_t stream_ = nullptr;
+  double read_ = 0;
+  uint8_t* weights_ = nullptr;
+  uint16_t* x_ = nullptr;
+  float* floats_ = nullptr;
+  float* out_ = nullptr;
+  float* norm_ = nullptr;
+  uint32_t* words_ = nullptr;
+};
+
+void run(int rows) {
+  Bench bench(rows);
+  using enum cuda::ProductOutput;
+  for (const auto& [name, form, group] :
+       {std::tuple{"fp16", MatrixForm::kF16, 0}, std::tuple{"int8", MatrixForm::kInt8, 128},
+        std::tuple{"int4", MatrixForm::kInt4, 128}}) {
+    const std::string prefix = std::string(name) + " ";
+    bench.product(prefix + "qkv", form, 2048, 1536, group, kQkv, 1);
+    bench.product(prefix + "attention output", form, 1536, 1536, group, kStore, 0);
+    bench.product(prefix + "gate and up", form, 17920, 1536, group, kSwiglu, 1);
+    bench.product(prefix + "down", form, 1536, 8960, group, kStore, 2);
+    bench.product(prefix + "head", form == MatrixForm::kInt4 ? MatrixForm::kInt8 : form, 151936, 1536, 1536,
+                  kStore, 1);
+  }
+  for (const int length : {1, 129, 256, 2048}) bench.attention(length);
+}
+
+}  // namespace
+}  // namespace qwen2
+
+int main() {
+  for (const int rows : {1, 8, 32, 64}) qwen2::run(rows);
+  return 0;
+}

@@ -1,0 +1,619 @@
+#include "backend/cuda_backend.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "backend/cuda_weights.h"
+#include "backend/key_bias.h"
+#include "backend/nvml.h"
+#include "base/parallel.h"
+#include "base/units.h"
+#include "tensor/packed_matrix.h"
+
+namespace qwen2 {
+namespace {
+
+using cuda::ProductArgs;
+using cuda::ProductInput;
+using cuda::ProductOutput;
+using cuda::Row;
+
+// Chunks up to this length go row by row with those that decode: reading the weights once for all is then
+// cheaper than a product of their own.
+constexpr int64_t kShortChunk = 16;
+// Grids of the attention of rows that graphs are recorded for: parts of the longest row.
+constexpr std::array<int, 3> kSplitClasses{1, 8, cuda::kMaxSplits};
+// An allowance for recorded graphs and code that is loaded on first use; see docs/design.md.
+constexpr uint64_t kGraphBytes = 64 * kMiB;
+
+static_assert(sizeof(Row) == CudaWorkspace::kRowBytes);
+static_assert(sizeof(cuda::SampleRow) == CudaWorkspace::kSampleBytes);
+
+}  // namespace
+
+bool cuda_is_available() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+Result<std::unique_ptr<Backend>> create_cuda_backend(const Checkpoint& checkpoint, const Limits& limits,
+                                                     const CudaOptions& options) {
+  QWEN2_TRY(Qwen2Config config,
+            parse_qwen2_config(checkpoint.config_json(), checkpoint.generation_config_json()));
+  auto backend = std::make_unique<CudaBackend>(std::move(config), options);
+  QWEN2_CHECK(backend->start(checkpoint, limits));
+  return backend;
+}
+
+CudaBackend::~CudaBackend() {
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+Status CudaBackend::open_device() {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found != cudaSuccess || count == 0) {
+    return fail(ErrorKind::kNotFound, "--device cuda: no usable GPU ({})",
+                found == cudaSuccess ? "none found" : cudaGetErrorString(found));
+  }
+  QWEN2_CHECK(cuda_status(cudaSetDevice(0), "opening the GPU"));
+  cudaDeviceProp properties{};
+  QWEN2_CHECK(cuda_status(cudaGetDeviceProperties(&properties, 0), "reading the GPU's properties"));
+  if (properties.major * 10 + properties.minor < 75) {
+    return fail(ErrorKind::kUnsupported, "--device cuda: {} has compute capability {}.{}; 7.5 is needed",
+                properties.name, properties.major, properties.minor);
+  }
+  device_name_ = properties.name;
+  std::array<char, 32> bus_id{};
+  QWEN2_CHECK(cuda_status(cudaDeviceGetPCIBusId(bus_id.data(), bus_id.size(), 0), "reading the GPU's place"));
+  bus_id_ = bus_id.data();
+  cuda::set_multiprocessors(properties.multiProcessorCount);
+  return cuda_status(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+}
+
+Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
+  QWEN2_CHECK(open_device());
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  QWEN2_CHECK(cuda_status(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for free memory"));
+  CudaOverhead overhead;
+  overhead.context = nvml_process_memory(bus_id_).value_or(total_bytes - free_bytes);
+  overhead.graphs = kGraphBytes;
+  overhead.available = overhead.context + free_bytes;
+  QWEN2_TRY(plan_, plan_cuda(checkpoint, config_, limits, options_, overhead));
+
+  CudaArena counter(nullptr);
+  QWEN2_TRY(const CudaWeights shape, lay_out_cuda_weights(checkpoint, config_, options_.precision, counter));
+  QWEN2_TRY(weights_memory_, DeviceBuffer::allocate(counter.used(), "the weights"));
+  QWEN2_CHECK(
+      cuda_status(cudaMemset(weights_memory_.data(), 0, weights_memory_.size()), "clearing the weights"));
+  CudaArena arena(weights_memory_.data());
+  QWEN2_TRY(weights_, lay_out_cuda_weights(checkpoint, config_, options_.precision, arena));
+  QWEN2_CHECK(load_cuda_weights(checkpoint, config_, options_.precision, cpu::kernels_for(cpu::detect_isa()),
+                                weights_));
+  QWEN2_CHECK(allocate());
+  QWEN2_TRY(dense_, CublasLt::open(w_.gemm, kCudaGemmWorkspace));
+  QWEN2_CHECK(separate_key_bias());
+  return record_graphs();
+}
+
+Status CudaBackend::allocate() {
+  const int64_t page_bytes = cuda::kv_page_bytes(options_.kv_bits, config_.head_dim) * config_.kv_heads;
+  const auto kv_bytes = static_cast<size_t>(config_.layers * (plan_.kv_pages + 1) * page_bytes);
+  QWEN2_TRY(kv_memory_, DeviceBuffer::allocate(kv_bytes, "the KV pool"));
+  QWEN2_CHECK(cuda_status(cudaMemset(kv_memory_.data(), 0, kv_bytes), "clearing the KV pool"));
+  CudaArena counter(nullptr);
+  lay_out_cuda_workspace(config_, plan_.limits, weights_, plan_.kv_pages, counter);
+  QWEN2_TRY(workspace_memory_, DeviceBuffer::allocate(counter.used(), "the workspace"));
+  QWEN2_CHECK(cuda_status(cudaMemset(workspace_memory_.data(), 0, counter.used()), "clearing the workspace"));
+  CudaArena arena(workspace_memory_.data());
+  w_ = lay_out_cuda_workspace(config_, plan_.limits, weights_, plan_.kv_pages, arena);
+
+  QWEN2_TRY(host_inputs_, PinnedBuffer::allocate(static_cast<size_t>(w_.input_bytes()), "a step's inputs"));
+  QWEN2_TRY(host_tokens_,
+            PinnedBuffer::allocate(static_cast<size_t>(plan_.limits.max_num_seqs) * sizeof(int32_t),
+                                   "a step's tokens"));
+  const auto logits = static_cast<size_t>(plan_.limits.max_num_seqs * vocabulary_stride()) * sizeof(float);
+  QWEN2_TRY(host_logits_, PinnedBuffer::allocate(logits, "the logits"));
+
+  const int64_t half = config_.head_dim / 2;
+  std::vector<float> rotations(static_cast<size_t>(plan_.limits.max_model_len * config_.head_dim));
+  parallel_ranges(plan_.limits.max_model_len, [&](int64_t begin, int64_t end) {
+    for (int64_t position = begin; position < end; ++position) {
+      for (int64_t i = 0; i < half; ++i) {
+        const double frequency = std::pow(
+            config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim));
+        const double angle = static_cast<double>(position) * frequency;
+        float* pair = rotations.data() + (position * half + i) * 2;
+        pair[0] = static_cast<float>(std::cos(angle));
+        pair[1] = static_cast<float>(std::sin(angle));
+      }
+    }
+  });
+  return cuda_status(
+      cudaMemcpy(w_.rotations, rotations.data(), rotations.size() * sizeof(float), cudaMemcpyHostToDevice),
+      "sending rotation angles");
+}
+
+Status CudaBackend::separate_key_bias() {
+  const auto entries = static_cast<size_t>(config_.kv_heads) * cuda::kMaxBiasPairs;
+  for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
+    layer_bias_pairs_.push_back(0);
+    if (options_.key_bias == KeyBiasPlace::kKeys) continue;
+    float* place = weights_.layers[layer].qkv_bias + config_.q_size();
+    std::vector<float> bias(static_cast<size_t>(config_.kv_size()));
+    QWEN2_CHECK(
+        cuda_status(cudaMemcpy(bias.data(), place, bias.size() * sizeof(float), cudaMemcpyDeviceToHost),
+                    "reading a key bias"));
+    const auto taken = take_large_key_bias(config_, bias.data());
+    std::vector<int32_t> index(entries);
+    std::vector<float> first(entries), second(entries);
+    for (size_t head = 0; head < taken.size(); ++head) {
+      const cpu::KeyBias& own = taken[head];
+      layer_bias_pairs_[layer] = std::max(layer_bias_pairs_[layer], own.pairs);
+      const auto to = static_cast<std::ptrdiff_t>(head * cuda::kMaxBiasPairs);
+      std::copy_n(own.index, own.pairs, index.begin() + to);
+      std::copy_n(own.first, own.pairs, first.begin() + to);
+      std::copy_n(own.second, own.pairs, second.begin() + to);
+    }
+    std::byte* target = w_.key_bias + layer * entries * 12;
+    const size_t bytes = entries * 4;
+    const auto send = [&](std::byte* to, const void* from, size_t size) {
+      return cuda_status(cudaMemcpy(to, from, size, cudaMemcpyHostToDevice), "sending a key bias");
+    };
+    QWEN2_CHECK(send(target, index.data(), bytes));
+    QWEN2_CHECK(send(target + bytes, first.data(), bytes));
+    QWEN2_CHECK(send(target + 2 * bytes, second.data(), bytes));
+    QWEN2_CHECK(send(reinterpret_cast<std::byte*>(place), bias.data(), bias.size() * sizeof(float)));
+  }
+  return {};
+}
+
+int CudaBackend::row_bucket(int64_t rows) {
+  return static_cast<int>(std::bit_ceil(static_cast<uint64_t>(rows)));
+}
+
+int64_t CudaBackend::vocabulary_stride() const {
+  return round_up(config_.vocab_size, 128);
+}
+
+cuda::HeadShape CudaBackend::heads() const {
+  return {static_cast<int>(config_.heads), static_cast<int>(config_.kv_heads),
+          static_cast<int>(config_.head_dim)};
+}
+
+int CudaBackend::split_class(int64_t length) const {
+  const int splits = cuda::split_count(static_cast<int>(length));
+  return *std::lower_bound(kSplitClasses.begin(), kSplitClasses.end(), splits);
+}
+
+Status CudaBackend::record_graphs() {
+  row_limit_ =
+      row_bucket(std::min<int64_t>(cuda::kMaxRows, std::max(kShortChunk, plan_.limits.max_num_seqs)));
+  const int last_class = split_class(plan_.limits.max_model_len);
+  for (int rows = 1; rows <= row_limit_; rows *= 2) {
+    for (const int splits : kSplitClasses) {
+      if (splits > last_class) break;
+      enqueue_rows(rows, splits);  // once without recording: loads the kernels
+      QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "the first step"));
+      QWEN2_CHECK(
+          cuda_status(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording"));
+      enqueue_rows(rows, splits);
+      cudaGraph_t graph = nullptr;
+      QWEN2_CHECK(cuda_status(cudaStreamEndCapture(stream_, &graph), "recording a step"));
+      const cudaError_t made = cudaGraphInstantiate(&graphs_[{rows, splits}], graph, 0);
+      cudaGraphDestroy(graph);
+      QWEN2_CHECK(cuda_status(made, "preparing a recorded step"));
+      QWEN2_CHECK(cuda_status(cudaGraphUpload(graphs_[{rows, splits}], stream_), "sending a recorded step"));
+    }
+  }
+  return cuda_status(cudaStreamSynchronize(stream_), "preparing recorded steps");
+}
+
+std::string CudaBackend::describe() const {
+  return fmt::format("cuda {}", device_name_);
+}
+
+size_t CudaBackend::bytes_per_decode_step() const {
+  size_t bytes = 0;
+  const auto add = [&](const CudaMatrix& matrix) {
+    for (const CudaMatrixPart& part : matrix) {
+      const cuda::DeviceMatrix& m = part.matrix;
+      const auto scales = static_cast<size_t>(m.rows) * static_cast<size_t>(m.groups);
+      bytes += static_cast<size_t>(m.rows * m.row_bytes) + scales * (cuda::is_general(m.form) ? 8 : 2);
+    }
+  };
+  for (const CudaLayer& layer : weights_.layers) {
+    for (const CudaMatrix* matrix : {&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down})
+      add(*matrix);
+  }
+  add(weights_.head);
+  return bytes;
+}
+
+double CudaBackend::measure_read_bandwidth() const {
+  constexpr int kRepeats = 5;
+  std::vector<double> seconds;
+  cudaEvent_t begin = nullptr;
+  cudaEvent_t end = nullptr;
+  if (cudaEventCreate(&begin) != cudaSuccess || cudaEventCreate(&end) != cudaSuccess) return 0;
+  // The larger of the two big allocations: beyond the caches for every model worth measuring.
+  const DeviceBuffer& memory = weights_memory_.size() > kv_memory_.size() ? weights_memory_ : kv_memory_;
+  for (int i = 0; i < kRepeats; ++i) {
+    cudaEventRecord(begin, stream_);
+    cuda::read_all(memory.data(), memory.size(), w_.arrived, stream_);
+    cudaEventRecord(end, stream_);
+    float milliseconds = 0;
+    if (cudaEventSynchronize(end) != cudaSuccess) return 0;
+    cudaEventElapsedTime(&milliseconds, begin, end);
+    seconds.push_back(milliseconds / 1e3);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(seconds.begin(), seconds.end());
+  return static_cast<double>(memory.size()) / seconds[kRepeats / 2];
+}
+
+// Short chunks first and together, in groups of as many rows as graphs were recorded for; long ones after
+// them.
+Result<std::vector<CudaBackend::Group>> CudaBackend::group(std::span<const Chunk> chunks) {
+  logits_order_.assign(chunks.size(), -1);
+  std::vector<Group> groups;
+  int64_t wanted = 0;
+  const auto add = [&](Group& group, const Chunk& piece, size_t c, bool last) {
+    group.pieces.push_back(piece);
+    group.rows += static_cast<int64_t>(piece.tokens.size());
+    if (!last || !chunks[c].wants_logits) return;
+    logits_order_[c] = wanted;
+    group.wanted.push_back({group.rows - 1, wanted++});
+  };
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    const auto size = static_cast<int64_t>(chunks[c].tokens.size());
+    if (size > kShortChunk) continue;
+    if (groups.empty() || groups.back().rows + size > row_limit_) groups.emplace_back();
+    add(groups.back(), chunks[c], c, true);
+  }
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    if (static_cast<int64_t>(chunks[c].tokens.size()) <= kShortChunk) continue;
+    Group& group = groups.emplace_back();
+    add(group, chunks[c], c, true);
+    for (Group::Wanted& own : group.wanted) own.row = 0;  // the only row that the head is run for
+    group.is_prompt = true;
+  }
+  if (wanted > plan_.limits.max_num_seqs) return fail(ErrorKind::kInternal, "{} chunks want logits", wanted);
+  return groups;
+}
+
+Result<Logits> CudaBackend::forward(std::span<const Chunk> chunks) {
+  QWEN2_TRY(const auto groups, group(chunks));
+  for (const Group& group : groups) {
+    QWEN2_CHECK(run_group(group, {}));
+    for (const Group::Wanted& wanted : group.wanted) QWEN2_CHECK(fetch_logits(wanted.row, wanted.place));
+  }
+  QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "a step"));
+  std::erase(logits_order_, -1);
+  return Logits{reinterpret_cast<const float*>(host_logits_.data()), vocabulary_stride(), config_.vocab_size,
+                logits_order_};
+}
+
+Result<std::vector<TokenId>> CudaBackend::sample(std::span<const Chunk> chunks,
+                                                 std::span<Sampler* const> samplers) {
+  QWEN2_TRY(const auto groups, group(chunks));
+  // By place, which is the order in which groups take them.
+  std::erase(logits_order_, -1);
+  std::vector<Sampler*> by_place(samplers.size());
+  for (size_t i = 0; i < samplers.size(); ++i) by_place[static_cast<size_t>(logits_order_[i])] = samplers[i];
+  for (const Group& group : groups) QWEN2_CHECK(run_group(group, by_place));
+  std::vector<TokenId> tokens(samplers.size());
+  if (!samplers.empty()) {
+    QWEN2_CHECK(cuda_status(cudaMemcpyAsync(host_tokens_.data(), w_.tokens, samplers.size() * sizeof(int32_t),
+                                            cudaMemcpyDeviceToHost, stream_),
+                            "fetching tokens"));
+  }
+  QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "a step"));
+  const auto* sampled = reinterpret_cast<const int32_t*>(host_tokens_.data());
+  for (size_t i = 0; i < samplers.size(); ++i) {
+    tokens[i] = sampled[logits_order_[i]];
+    samplers[i]->accept(tokens[i]);
+  }
+  return tokens;
+}
+
+Status CudaBackend::forward_all(const Chunk& chunk, const LogitSink& sink) {
+  const auto size = static_cast<int64_t>(chunk.tokens.size());
+  const auto hand_over = [&](int64_t first, int64_t count) -> Status {
+    for (int64_t done = 0; done < count;) {
+      const int64_t some = std::min(count - done, plan_.limits.max_num_seqs);
+      for (int64_t i = 0; i < some; ++i) QWEN2_CHECK(fetch_logits(done + i, i));
+      QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "a step"));
+      for (int64_t i = 0; i < some; ++i) {
+        const auto* logits = reinterpret_cast<const float*>(host_logits_.data()) + i * vocabulary_stride();
+        sink(first + done + i, {logits, static_cast<size_t>(config_.vocab_size)});
+      }
+      done += some;
+    }
+    return {};
+  };
+  Group group;
+  group.pieces = {chunk};
+  group.rows = size;
+  group.is_prompt = size > kShortChunk;
+  QWEN2_CHECK(run_group(group, {}));
+  if (!group.is_prompt) return hand_over(0, size);
+  for (int64_t first = 0; first < size; first += row_limit_) {
+    const int64_t count = std::min(row_limit_, size - first);
+    QWEN2_CHECK(prompt_head(first, count));
+    QWEN2_CHECK(hand_over(first, count));
+  }
+  return {};
+}
+
+Status CudaBackend::fetch_logits(int64_t row, int64_t place) {
+  const int64_t stride = vocabulary_stride();
+  return cuda_status(
+      cudaMemcpyAsync(host_logits_.data() + place * stride * sizeof(float), w_.logits + row * stride,
+                      static_cast<size_t>(config_.vocab_size) * sizeof(float), cudaMemcpyDeviceToHost,
+                      stream_),
+      "fetching logits");
+}
+
+// Everything of a group that the card needs, in one copy.
+Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers) {
+  QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "a step"));  // the buffer is free again
+  auto* rows = reinterpret_cast<Row*>(host_inputs_.data());
+  auto* samples = reinterpret_cast<cuda::SampleRow*>(host_inputs_.data() + w_.samples_offset());
+  auto* words = reinterpret_cast<uint32_t*>(host_inputs_.data() + w_.words_offset());
+  int32_t word = 0;
+  int64_t row = 0;
+  words[word++] = static_cast<uint32_t>(plan_.kv_pages);  // where padding rows write
+  for (const Chunk& chunk : group.pieces) {
+    const auto size = static_cast<int64_t>(chunk.tokens.size());
+    const int64_t pages = (chunk.position + size + cuda::kPageTokens - 1) / cuda::kPageTokens;
+    for (int64_t i = 0; i < size; ++i) {
+      rows[row++] = {chunk.tokens[static_cast<size_t>(i)], static_cast<int32_t>(chunk.position + i), word, 0};
+    }
+    for (int64_t i = 0; i < pages; ++i) words[word++] = chunk.pages[static_cast<size_t>(i)];
+  }
+  for (; row < padded_rows; ++row) rows[row] = {0, 0, 0, 0};
+  seen_offset_ = word;
+  if (!samplers.empty()) {
+    for (size_t i = 0; i < group.wanted.size(); ++i) {
+      const Group::Wanted& wanted = group.wanted[i];
+      const Sampler& sampler = *samplers[static_cast<size_t>(wanted.place)];
+      const SamplingParams& p = sampler.params();
+      const auto seen = sampler.seen();
+      samples[i] = {static_cast<int32_t>(wanted.row),
+                    static_cast<int32_t>(wanted.place),
+                    p.temperature,
+                    p.top_p,
+                    static_cast<int32_t>(std::min(p.top_k, config_.vocab_size)),
+                    p.repetition_penalty,
+                    static_cast<int32_t>(word - seen_offset_),
+                    static_cast<int32_t>(seen.size()),
+                    sampler.next_uniform()};
+      for (const TokenId token : seen) words[word++] = static_cast<uint32_t>(token);
+    }
+  }
+  const auto bytes = static_cast<size_t>(w_.words_offset()) + static_cast<size_t>(word) * sizeof(uint32_t);
+  return cuda_status(cudaMemcpyAsync(w_.inputs, host_inputs_.data(), bytes, cudaMemcpyHostToDevice, stream_),
+                     "sending a step");
+}
+
+Status CudaBackend::run_group(const Group& group, std::span<Sampler* const> samplers) {
+  const int64_t longest = std::accumulate(
+      group.pieces.begin(), group.pieces.end(), int64_t{0}, [](int64_t length, const Chunk& chunk) {
+        return std::max(length, chunk.position + static_cast<int64_t>(chunk.tokens.size()));
+      });
+  if (group.is_prompt) {
+    QWEN2_CHECK(upload(group, group.rows, samplers));
+    QWEN2_CHECK(run_prompt(group.pieces.front()));
+    if (!group.wanted.empty()) QWEN2_CHECK(prompt_head(group.rows - 1, 1));
+  } else {
+    const int bucket = row_bucket(group.rows);
+    QWEN2_CHECK(upload(group, bucket, samplers));
+    const auto graph = graphs_.find({bucket, split_class(longest)});
+    if (graph == graphs_.end()) return fail(ErrorKind::kInternal, "no recorded step of {} rows", bucket);
+    QWEN2_CHECK(cuda_status(cudaGraphLaunch(graph->second, stream_), "a step"));
+  }
+  if (!samplers.empty() && !group.wanted.empty()) enqueue_sampling(group, samplers);
+  return cuda_status(cudaGetLastError(), "a step");
+}
+
+void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const {
+  cuda::SampleKinds kinds;
+  for (const Group::Wanted& wanted : group.wanted) {
+    const Sampler& sampler = *samplers[static_cast<size_t>(wanted.place)];
+    kinds.penalised = kinds.penalised || !sampler.seen().empty();
+    (sampler.params().temperature == 0 ? kinds.greedy : kinds.drawn) = true;
+  }
+  cuda::SampleArgs args;
+  args.count = static_cast<int>(group.wanted.size());
+  args.rows = reinterpret_cast<const cuda::SampleRow*>(w_.inputs + w_.samples_offset());
+  args.logits = w_.logits;
+  args.stride = vocabulary_stride();
+  args.vocab = static_cast<int>(config_.vocab_size);
+  args.seen = reinterpret_cast<const int32_t*>(words() + seen_offset_);
+  args.tokens = w_.tokens;
+  args.best = w_.best;
+  args.arrived = w_.arrived;
+  cuda::sample(args, kinds, stream_);
+}
+
+cuda::KvCache CudaBackend::cache(int layer) const {
+  const auto at = static_cast<size_t>(layer);
+  const int64_t page_bytes = cuda::kv_page_bytes(options_.kv_bits, config_.head_dim) * config_.kv_heads;
+  const auto entries = static_cast<size_t>(config_.kv_heads) * cuda::kMaxBiasPairs;
+  const std::byte* bias = w_.key_bias + at * entries * 12;
+  cuda::KvCache cache;
+  cache.data = kv_memory_.data() + layer * (plan_.kv_pages + 1) * page_bytes;
+  cache.kv_bits = options_.kv_bits;
+  cache.pages = words();
+  cache.rotations = w_.rotations;
+  cache.bias = weights_.layers[at].qkv_bias;
+  cache.key_bias = {layer_bias_pairs_[at], reinterpret_cast<const int32_t*>(bias),
+                    reinterpret_cast<const float*>(bias + entries * 4),
+                    reinterpret_cast<const float*>(bias + entries * 8)};
+  return cache;
+}
+
+// Each part of a matrix whose rows have several formats.
+void CudaBackend::multiply(const CudaMatrix& matrix, ProductArgs args) const {
+  for (const CudaMatrixPart& part : matrix) {
+    args.w = part.matrix;
+    args.first_row = part.first_row;
+    if (part.matrix.order != nullptr) {
+      ProductArgs own = args;
+      cuda::permute_half(args.rows, part.matrix.cols, args.input.stride, part.matrix.order, args.input.x,
+                         w_.permuted, stream_);
+      own.input.x = w_.permuted;
+      cuda::product(own, stream_);
+    } else {
+      cuda::product(args, stream_);
+    }
+    args.input.hidden_out = nullptr;
+  }
+}
+
+// The model, top to bottom, for rows whose inputs lie in the workspace.
+void CudaBackend::enqueue_rows(int count, int max_splits) const {
+  cuda::EmbedArgs embed;
+  embed.embedding = weights_.embedding.front().matrix;
+  embed.rows = count;
+  embed.row_info = rows();
+  embed.hidden = w_.hidden[0];
+  embed.clear = w_.row_max;
+  embed.clear_count = static_cast<int>(config_.layers * cuda::kMaxRows);
+  cuda::embed(embed, stream_);
+  int current = 0;
+  for (int layer = 0; layer < config_.layers; ++layer)
+    enqueue_layer(layer, count, max_splits, layer == 0 ? 0 : kDownSplit, current);
+  enqueue_head(count, kDownSplit, current);
+}
+
+// Logits of the rows of the residual stream.
+void CudaBackend::enqueue_head(int count, int parts, int& current) const {
+  ProductArgs head;
+  head.rows = count;
+  head.input = input_of(weights_.final_norm, weights_.head, count, parts, current, false);
+  head.out_rows = static_cast<int>(config_.vocab_size);
+  head.y = w_.logits;
+  head.y_stride = vocabulary_stride();
+  multiply(weights_.head, head);
+}
+
+// The residual stream, normed, as a product's input. The sum of its parts goes to the other buffer.
+ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, int count, int parts,
+                                   int& current, bool keeps) const {
+  ProductInput input;
+  if (count == 1 && std::all_of(matrix.begin(), matrix.end(), [](const CudaMatrixPart& part) {
+        return cuda::can_stage(part.matrix, true);
+      })) {
+    input.hidden = w_.hidden[current];
+    input.partials = w_.partials;
+    input.parts = parts;
+    input.norm = norm;
+    input.epsilon = config_.rms_norm_eps;
+    if (keeps) {
+      current = 1 - current;
+      input.hidden_out = w_.hidden[current];
+    }
+    return input;
+  }
+  cuda::AddNormArgs args;
+  args.rows = count;
+  args.cols = static_cast<int>(config_.hidden_size);
+  args.hidden = w_.hidden[current];
+  args.partials = w_.partials;
+  args.parts = parts;
+  args.norm = norm;
+  args.epsilon = config_.rms_norm_eps;
+  args.x = w_.x;
+  args.stride = cuda_row_stride(config_.hidden_size);
+  cuda::add_norm(args, stream_);
+  input.x = args.x;
+  input.stride = args.stride;
+  return input;
+}
+
+void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts, int& current) const {
+  const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
+  const auto hidden = static_cast<int>(config_.hidden_size);
+
+  ProductArgs qkv;
+  qkv.rows = count;
+  qkv.input = input_of(w.input_norm, w.qkv, count, parts, current, true);
+  qkv.output = ProductOutput::kQkv;
+  qkv.row_info = rows();
+  qkv.heads = heads();
+  qkv.cache = cache(layer);
+  qkv.q = w_.q;
+  qkv.q_scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim));
+  qkv.new_kv = w_.new_kv;
+  multiply(w.qkv, qkv);
+  if (options_.kv_bits == 8) cuda::store_kv_int8({count, rows(), heads(), qkv.cache, w_.new_kv}, stream_);
+
+  cuda::RowAttentionArgs attention;
+  attention.rows = count;
+  attention.row_info = rows();
+  attention.heads = heads();
+  attention.cache = qkv.cache;
+  attention.q = w_.q;
+  attention.older_keys = count == 1;
+  attention.max_splits = max_splits;
+  attention.max_split_keys = max_splits < cuda::kMaxSplits
+                                 ? cuda::kMinSplitKeys
+                                 : cuda::split_keys(static_cast<int>(plan_.limits.max_model_len));
+  attention.out = w_.attended;
+  attention.out_stride = cuda_row_stride(config_.q_size());
+  attention.part_sums = w_.part_sums;
+  attention.part_scalars = w_.part_scalars;
+  attention.arrived = w_.arrived;
+  cuda::attend_rows(attention, stream_);
+
+  ProductArgs output;
+  output.rows = count;
+  output.input.x = w_.attended;
+  output.input.stride =
+      count == 1 && cuda::can_stage(w.attention_output.front().matrix, false) ? 0 : attention.out_stride;
+  output.out_rows = hidden;
+  output.y = w_.partials;
+  output.y_stride = hidden;
+  multiply(w.attention_output, output);
+
+  ProductArgs gate_up;
+  gate_up.rows = count;
+  gate_up.input = input_of(w.post_attention_norm, w.gate_up, count, 1, current, true);
+  gate_up.output = ProductOutput::kSwiglu;
+  gate_up.y = w_.products;
+  gate_up.y_stride = config_.intermediate_size;
+  gate_up.row_max = w_.row_max + layer * cuda::kMaxRows;
+  multiply(w.gate_up, gate_up);
+
+  const cuda::DeviceMatrix& down_matrix = w.down.front().matrix;
+  ProductArgs down;
+  down.rows = count;
+  down.input.row_max = gate_up.row_max;
+  if (count == 1 && cuda::can_stage(down_matrix, false)) {
+    down.input.values = w_.products;
+  } else {
+    const int64_t stride = cuda_row_stride(config_.intermediate_size);
+    cuda::scale_to_half(
+        {count, static_cast<int>(config_.intermediate_size), w_.products, gate_up.row_max, w_.x, stride},
+        stream_);
+    down.input.x = w_.x;
+    down.input.stride = stride;
+  }
+  down.out_rows = hidden;
+  down.y = w_.partials;
+  down.y_stride = hidden;
+  down.split = kDownSplit;
+  multiply(w.down, down);
+}
+
+}  // namespace qwen2

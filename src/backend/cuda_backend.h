@@ -1,0 +1,98 @@
+// The forward pass on a GPU, read top to bottom in cuda_backend.cpp. Rows that decode go through recorded
+// graphs, prompts through cuda_prompt.cpp.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "backend/cublaslt.h"
+#include "backend/cuda_layout.h"
+#include "backend/cuda_memory.h"
+#include "kernels/cuda/kernels.h"
+
+namespace qwen2 {
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(Qwen2Config config, const CudaOptions& options)
+      : config_(std::move(config)), options_(options) {}
+  ~CudaBackend() override;
+  Status start(const Checkpoint& checkpoint, const Limits& limits);
+
+  [[nodiscard]] const Qwen2Config& config() const override { return config_; }
+  [[nodiscard]] const MemoryPlan& plan() const override { return plan_; }
+  [[nodiscard]] int64_t page_tokens() const override { return cuda::kPageTokens; }
+  [[nodiscard]] size_t bytes_per_decode_step() const override;
+  [[nodiscard]] double measure_read_bandwidth() const override;
+  [[nodiscard]] std::string describe() const override;
+  Result<Logits> forward(std::span<const Chunk> chunks) override;
+  Result<std::vector<TokenId>> sample(std::span<const Chunk> chunks,
+                                      std::span<Sampler* const> samplers) override;
+  Status forward_all(const Chunk& chunk, const LogitSink& sink) override;
+
+ private:
+  // Rows that go through the layers together.
+  struct Group {
+    std::vector<Chunk> pieces;
+    int64_t rows = 0;
+    bool is_prompt = false;  // one long chunk
+    struct Wanted {
+      int64_t row, place;  // in the group, and among the step's logits
+    };
+    std::vector<Wanted> wanted;
+  };
+
+  Status open_device();
+  Status allocate();
+  Status record_graphs();
+  Status separate_key_bias();
+  Result<std::vector<Group>> group(std::span<const Chunk> chunks);
+  Status run_group(const Group& group, std::span<Sampler* const> samplers);
+  Status upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers);
+  void enqueue_head(int count, int parts, int& current) const;
+  // In cuda_prompt.cpp.
+  Status run_prompt(const Chunk& chunk);
+  Status prompt_attention(int layer, const Chunk& chunk);
+  Status prompt_mlp(int layer, int rows);
+  Status prompt_product(const CudaMatrix& matrix, const uint16_t* x, int64_t x_stride, int64_t rows,
+                        float* y);
+  void prompt_norm(const float* norm, int rows, int parts, const uint32_t* row_max) const;
+  Status prompt_head(int64_t first, int64_t rows) const;
+  void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
+  void enqueue_rows(int count, int max_splits) const;
+  void enqueue_layer(int layer, int count, int max_splits, int parts, int& current) const;
+  [[nodiscard]] cuda::KvCache cache(int layer) const;
+  [[nodiscard]] cuda::HeadShape heads() const;
+  [[nodiscard]] cuda::ProductInput input_of(const float* norm, const CudaMatrix& matrix, int count, int parts,
+                                            int& current, bool keeps) const;
+  void multiply(const CudaMatrix& matrix, cuda::ProductArgs args) const;
+  Status fetch_logits(int64_t row, int64_t place);
+  [[nodiscard]] int64_t vocabulary_stride() const;
+  // Rows of the recorded steps: powers of two.
+  static int row_bucket(int64_t rows);
+  [[nodiscard]] int split_class(int64_t length) const;
+  [[nodiscard]] const cuda::Row* rows() const { return reinterpret_cast<const cuda::Row*>(w_.inputs); }
+  [[nodiscard]] const uint32_t* words() const {
+    return reinterpret_cast<const uint32_t*>(w_.inputs + w_.words_offset());
+  }
+
+  Qwen2Config config_;
+  CudaOptions options_;
+  MemoryPlan plan_;
+  cudaStream_t stream_ = nullptr;
+  std::string device_name_;
+  std::string bus_id_;
+  DeviceBuffer weights_memory_, kv_memory_, workspace_memory_;
+  PinnedBuffer host_inputs_, host_logits_, host_tokens_;
+  int64_t seen_offset_ = 0;  // of the seen tokens among the input's words
+  std::unique_ptr<CublasLt> dense_;
+  CudaWeights weights_;
+  CudaWorkspace w_;
+  std::vector<int> layer_bias_pairs_;
+  std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and splits
+  int64_t row_limit_ = 0;                                  // of a group
+  std::vector<int64_t> logits_order_;
+};
+
+}  // namespace qwen2

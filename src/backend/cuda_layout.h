@@ -1,0 +1,132 @@
+// What the CUDA backend puts on the card, and how large it is; plain C++, so that memory is planned without a
+// card and without CUDA.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
+#include "kernels/cuda/layout.h"
+#include "model/inventory.h"
+
+namespace qwen2 {
+
+// A matrix whose rows have different formats has several parts, each some of its stored rows.
+struct CudaMatrixPart {
+  int first_row = 0;  // stored
+  cuda::DeviceMatrix matrix;
+};
+using CudaMatrix = std::vector<CudaMatrixPart>;
+
+struct CudaLayer {
+  float* input_norm = nullptr;
+  CudaMatrix qkv;
+  float* qkv_bias = nullptr;
+  CudaMatrix attention_output;
+  float* post_attention_norm = nullptr;
+  CudaMatrix gate_up;
+  CudaMatrix down;
+};
+
+struct CudaWeights {
+  CudaMatrix embedding;
+  std::vector<CudaLayer> layers;
+  float* final_norm = nullptr;
+  CudaMatrix head;  // the embedding when tied
+
+  CudaMatrix& matrix(const MatrixEntry& entry);
+  float*& vector(const VectorEntry& entry);
+};
+
+// Hands out aligned pieces of device memory; from a null base it only counts.
+class CudaArena {
+ public:
+  explicit CudaArena(std::byte* base) : next_(reinterpret_cast<uintptr_t>(base)), begin_(next_) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* place = reinterpret_cast<T*>(next_);  // NOLINT(performance-no-int-to-ptr)
+    next_ += (static_cast<uintptr_t>(count) * sizeof(T) + 255) / 256 * 256;
+    return place;
+  }
+  [[nodiscard]] uint64_t used() const { return next_ - begin_; }
+
+ private:
+  uintptr_t next_;
+  uintptr_t begin_;
+};
+
+// Places every tensor. Reads nothing of the checkpoint but how its matrices are stored.
+Result<CudaWeights> lay_out_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config,
+                                         const Precision& precision, CudaArena& arena);
+
+// Where row `row` of source `source` lies among the matrix's stored rows: rotation pairs, and gate and up,
+// lie eight rows apart in a tile, so that one lane has both.
+int64_t cuda_stored_row(const Qwen2Config& config, const MatrixEntry& entry, size_t source, int64_t row);
+
+// Buffers of the forward pass. Rows go together up to cuda::kMaxRows; prompts in chunks.
+struct CudaWorkspace {
+  // What a step needs from the host, in one copy: Row [input_rows], SampleRow [kMaxRows], then page tables
+  // and lists of seen tokens [input_words].
+  std::byte* inputs = nullptr;
+  int32_t* tokens = nullptr;           // [max_num_seqs]: sampled
+  unsigned long long* best = nullptr;  // [kMaxRows]
+  // Rows that decode.
+  float* hidden[2] = {};          // [kMaxRows][hidden]
+  float* partials = nullptr;      // [kSplit][kMaxRows][hidden]
+  float* q = nullptr;             // [kMaxRows][q]
+  float* new_kv = nullptr;        // [kMaxRows][2 kv]
+  float* products = nullptr;      // [kMaxRows][intermediate]
+  uint32_t* row_max = nullptr;    // [layers][kMaxRows]
+  uint16_t* x = nullptr;          // [kMaxRows][widest]: fp16 input of a product
+  uint16_t* attended = nullptr;   // [kMaxRows][widest]
+  uint16_t* permuted = nullptr;   // [kMaxRows][widest]: x in a matrix's order of columns
+  float* part_sums = nullptr;     // [kMaxRows][heads][kMaxSplits][head_dim]
+  float* part_scalars = nullptr;  // [kMaxRows][heads][kMaxSplits][2]
+  uint32_t* arrived = nullptr;    // [kMaxRows][heads]
+  float* logits = nullptr;        // [kMaxRows][vocab]
+  float* rotations = nullptr;     // [positions][head_dim / 2][2]
+  std::byte* key_bias = nullptr;  // [layers][kv_heads][kMaxBiasPairs] of index, first and second
+  // Prompts; they share memory with each other's layers, and `weights` is empty for fp16 models.
+  float* prompt_hidden = nullptr;      // [chunk][hidden]
+  float* prompt_qkv = nullptr;         // [chunk][qkv]
+  float* prompt_out = nullptr;         // [chunk][hidden]
+  float* prompt_gate_up = nullptr;     // [chunk][2 intermediate]; before that, new keys and values of 8 bits
+  float* prompt_q = nullptr;           // [chunk][q]
+  uint16_t* prompt_x = nullptr;        // [chunk][widest]
+  uint32_t* prompt_row_max = nullptr;  // [chunk]
+  uint16_t* prompt_weights = nullptr;  // the largest quantised matrix, expanded
+  std::byte* gemm = nullptr;           // cuBLASLt's
+
+  int64_t input_rows = 0;
+  int64_t input_words = 0;
+
+  [[nodiscard]] int64_t samples_offset() const { return input_rows * kRowBytes; }
+  [[nodiscard]] int64_t words_offset() const { return samples_offset() + cuda::kMaxRows * kSampleBytes; }
+  [[nodiscard]] int64_t input_bytes() const { return words_offset() + input_words * 4; }
+  static constexpr int64_t kRowBytes = 16;
+  static constexpr int64_t kSampleBytes = 40;
+};
+
+constexpr int64_t kCudaGemmWorkspace = int64_t{32} << 20;
+// Parts of the down projection's columns.
+constexpr int kDownSplit = 1;
+
+CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& config, const Limits& limits,
+                                     const CudaWeights& weights, int64_t kv_pages, CudaArena& arena);
+
+// The widest fp16 row that a product of rows reads, in elements: columns padded to the chunks of any form.
+int64_t cuda_row_stride(int64_t cols);
+
+// What the process holds before anything is allocated, beside what the plan counts: the CUDA context, the
+// kernels' code and the libraries.
+struct CudaOverhead {
+  uint64_t context = 0;
+  uint64_t graphs = 0;
+  uint64_t available = 0;  // of the card, for this process, where the user sets no budget
+};
+
+// `limits` may leave choices open; prompts go in larger chunks than on the CPU.
+Result<MemoryPlan> plan_cuda(const Checkpoint& checkpoint, const Qwen2Config& config, const Limits& limits,
+                             const CudaOptions& options, const CudaOverhead& overhead);
+
+}  // namespace qwen2

@@ -1,0 +1,100 @@
+// What the kernels share: the tensor cores' step, dependent launch, reductions.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace qwen2::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullMask = 0xffffffffU;
+
+// Programmatic dependent launch (sm_90): a kernel may start while its predecessor still runs, and must wait
+// before it reads what that one wrote. Elsewhere kernels follow each other anyway.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// c[16 x 8] += a[16 x 16] * b[16 x 8], fp16 in, float sums. Lane (g = lane / 4, t = lane % 4) holds rows g and
+// g + 8 of a and c, column g of b. Turing has the step of eight columns only.
+__device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%7,%8}, {%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(a[2]), "r"(a[3]), "r"(b[1]));
+#endif
+}
+
+// Weights are read once: they should not push anything out of the caches.
+__device__ __forceinline__ uint4 load_once(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+__device__ __forceinline__ uint32_t as_bits(__half2 h) { return *reinterpret_cast<uint32_t*>(&h); }
+__device__ __forceinline__ __half2 as_half2(uint32_t bits) { return *reinterpret_cast<__half2*>(&bits); }
+
+// lop3 with the table (a & b) | c.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int o = 16; o > 0; o /= 2) v += __shfl_xor_sync(kFullMask, v, o);
+  return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+  for (int o = 16; o > 0; o /= 2) v = fmaxf(v, __shfl_xor_sync(kFullMask, v, o));
+  return v;
+}
+
+// Sum and maximum over a block, in an order that depends on the block's size alone. `scratch` [64] is free
+// again after the caller's next barrier.
+struct SumMax {
+  float sum, max;
+};
+__device__ __forceinline__ SumMax block_sum_max(float sum, float max, float* scratch) {
+  sum = warp_sum(sum);
+  max = warp_max(max);
+  const int warp = threadIdx.x / kWarp;
+  if (threadIdx.x % kWarp == 0) {
+    scratch[warp] = sum;
+    scratch[32 + warp] = max;
+  }
+  __syncthreads();
+  const int lane = threadIdx.x % kWarp;
+  const int warps = (blockDim.x + kWarp - 1) / kWarp;
+  return {warp_sum(lane < warps ? scratch[lane] : 0.0F), warp_max(lane < warps ? scratch[32 + lane] : 0.0F)};
+}
+
+__device__ __forceinline__ float saturate_half(float v) { return fminf(fmaxf(v, -65504.0F), 65504.0F); }
+
+// The power of two by which values up to `max` are divided to fit fp16 with room to spare.
+__device__ __forceinline__ float half_scale(float max) {
+  return max <= 32768.0F ? 1.0F : exp2f(ceilf(log2f(max)) - 15.0F);
+}
+
+}  // namespace qwen2::cuda

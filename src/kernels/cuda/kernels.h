@@ -1,0 +1,265 @@
+// The CUDA kernels: plain-data arguments, no engine types. Every function enqueues on `stream` and returns; a
+// failed launch is what cudaGetLastError() says. Pointers are device pointers. fp16 values are uint16_t here,
+// so that the host's compiler reads this header.
+//
+// reference.h holds a slow, obvious version of each on the host.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include <cstdint>
+
+#include "kernels/cuda/layout.h"
+
+namespace qwen2::cuda {
+
+// One token of a step.
+struct Row {
+  int32_t token;
+  int32_t position;
+  int32_t page_offset;  // of its sequence's page table in `pages`
+  int32_t place;        // of its logits; used by gather_rows
+};
+
+struct HeadShape {
+  int q_heads = 0;
+  int kv_heads = 0;
+  int head_dim = 0;  // 64 or 128
+
+  [[nodiscard]] constexpr int group() const { return q_heads / kv_heads; }
+};
+
+// The part of the key bias that is kept out of the cache: see backend/key_bias.h.
+struct KeyBiasView {
+  int pairs = 0;                   // the largest of the KV heads'; 0: none
+  const int32_t* index = nullptr;  // [kv_heads][kMaxBiasPairs]; absent pairs have values of zero
+  const float* first = nullptr;    // the same shape
+  const float* second = nullptr;
+};
+
+// Where one layer keeps K and V.
+struct KvCache {
+  std::byte* data = nullptr;  // page 0 of the layer
+  int kv_bits = 16;
+  const uint32_t* pages = nullptr;   // page tables of the step's sequences, one behind the other
+  const float* rotations = nullptr;  // [positions][head_dim / 2][2]: cosine, sine
+  const float* bias = nullptr;       // [q + 2 kv]: of query, key and value
+  KeyBiasView key_bias;
+};
+
+// --- Skinny products -------------------------------------------------------------------------------------
+
+// What a product multiplies, in one of three forms. The last two are made by every block for itself, and are
+// for one row (see can_stage()).
+struct ProductInput {
+  // fp16 [rows][stride], zero-padded to the matrix's chunks, in its order of columns. One row may have a
+  // stride of zero: then it is staged, and needs no padding.
+  const uint16_t* x = nullptr;
+  int64_t stride = 0;
+  // Or: rms_norm(hidden + sum of partials) * norm. One block writes the sum to `hidden_out` (another buffer).
+  const float* hidden = nullptr;    // [cols]
+  const float* partials = nullptr;  // [parts][cols]
+  int parts = 0;
+  const float* norm = nullptr;
+  float epsilon = 0;
+  float* hidden_out = nullptr;
+  // Or: floats, with the largest magnitude, as bits. They are scaled down by a power of two where fp16 would
+  // overflow, and the product up again. With `x`: its rows were scaled so (see scale_to_half).
+  const float* values = nullptr;      // [cols]
+  const uint32_t* row_max = nullptr;  // [rows]
+};
+
+enum class ProductOutput : int {
+  kStore,   // y[part][row][n], see ProductArgs
+  kQkv,     // adds the bias, rotates, scales and stores queries, writes K and V to the cache
+  kSwiglu,  // silu(gate) * up and its largest magnitude; rows of gate and up lie in alternating eights
+};
+
+struct ProductArgs {
+  DeviceMatrix w;
+  int rows = 0;  // of activations: 1, 2, 4, 8, 16, 32 or 64
+  ProductInput input;
+  ProductOutput output = ProductOutput::kStore;
+  int out_rows = 0;    // of W: what is stored; the matrix may be padded beyond
+  int first_row = 0;   // of W in the output, when it is a part of a larger matrix
+  float* y = nullptr;  // kStore: [parts][rows][y_stride]; kSwiglu: [rows][y_stride]
+  int64_t y_stride = 0;
+  int split = 1;                  // kStore: parts of the columns, summed by the reader
+  uint32_t* row_max = nullptr;    // kSwiglu: zeroed by the caller
+  const Row* row_info = nullptr;  // kQkv
+  HeadShape heads;
+  KvCache cache;
+  float* q = nullptr;  // kQkv: [rows][q_heads * head_dim], times q_scale
+  float q_scale = 1;
+  float* new_kv = nullptr;  // kQkv with a cache of 8 bits: [rows][2 * kv_heads * head_dim], K rotated
+};
+
+void product(const ProductArgs& args, cudaStream_t stream);
+// Whether one row can be staged in shared memory by each block.
+bool can_stage(const DeviceMatrix& w, bool normed);
+// The card's, set once before the first product.
+void set_multiprocessors(int count);
+
+// --- Attention -------------------------------------------------------------------------------------------
+
+// softmax(q K^T) V of single rows over the cache, their own token included. One read of K and V serves the
+// query heads that share them. Scores and sums are float.
+struct RowAttentionArgs {
+  int rows = 0;
+  const Row* row_info = nullptr;
+  HeadShape heads;
+  KvCache cache;
+  const float* q = nullptr;  // [rows][q_heads * head_dim], rotated and scaled
+  // Every key before a row's own is older than the step: no two rows are of one sequence. Then they are read
+  // before the previous kernel ends.
+  bool older_keys = false;
+  int max_splits = 1;       // at least every row's split_count(position + 1)
+  int max_split_keys = 0;   // at least every row's split_keys()
+  uint16_t* out = nullptr;  // fp16 [rows][out_stride]
+  int64_t out_stride = 0;
+  float* part_sums = nullptr;     // [rows][q_heads][kMaxSplits][head_dim]
+  float* part_scalars = nullptr;  // [rows][q_heads][kMaxSplits][2]: maximum, denominator
+  uint32_t* arrived = nullptr;    // [rows][q_heads], zero, and zero again afterwards
+};
+void attend_rows(const RowAttentionArgs& args, cudaStream_t stream);
+
+// Rounds new keys and values to a cache of 8 bits.
+struct StoreKvArgs {
+  int rows = 0;
+  const Row* row_info = nullptr;
+  HeadShape heads;
+  KvCache cache;
+  const float* new_kv = nullptr;  // [rows][2 * kv_heads * head_dim]
+};
+void store_kv_int8(const StoreKvArgs& args, cudaStream_t stream);
+
+// Softmax(q K^T) V of a prompt's chunk: consecutive tokens of one sequence, whose keys and values lie in the
+// cache.
+struct ChunkAttentionArgs {
+  int tokens = 0;
+  int position = 0;   // of the first
+  int positions = 0;  // rows of the rotation table
+  HeadShape heads;
+  KvCache cache;
+  const uint32_t* pages = nullptr;  // the sequence's page table
+  const float* q = nullptr;         // [tokens][q_heads * head_dim], rotated and scaled
+  uint16_t* out = nullptr;          // fp16 [tokens][out_stride]
+  int64_t out_stride = 0;
+};
+void attend_chunk(const ChunkAttentionArgs& args, cudaStream_t stream);
+
+// --- Prompts ---------------------------------------------------------------------------------------------
+
+// Adds biases, rotates queries and keys, scales queries, and writes keys and values to the cache; with a
+// cache of 8 bits to `new_kv`, for store_kv_int8().
+struct SplitQkvArgs {
+  int rows = 0;
+  const Row* row_info = nullptr;
+  HeadShape heads;
+  KvCache cache;
+  const float* qkv = nullptr;  // [rows][stride], in the order of the stored rows of the matrix
+  int64_t stride = 0;
+  float* q = nullptr;  // [rows][q_heads * head_dim]
+  float q_scale = 1;
+  float* new_kv = nullptr;  // [rows][2 * kv_heads * head_dim]
+};
+void split_qkv(const SplitQkvArgs& args, cudaStream_t stream);
+
+// x = silu(gate) * up / scale as fp16; row_max gets the largest magnitude, which says the scale.
+struct SwigluArgs {
+  int rows = 0;
+  int cols = 0;
+  const float* gate_up = nullptr;  // [rows][gate_up_stride]: alternating eights of gate and up
+  int64_t gate_up_stride = 0;
+  uint16_t* x = nullptr;  // [rows][stride], zero-padded
+  int64_t stride = 0;
+  uint32_t* row_max = nullptr;  // [rows]
+};
+void swiglu_rows(const SwigluArgs& args, cudaStream_t stream);
+
+// out [w.rows][stride] = the matrix as fp16, columns in the activations' order.
+void expand(const DeviceMatrix& w, uint16_t* out, int64_t stride, cudaStream_t stream);
+
+// --- Rows ------------------------------------------------------------------------------------------------
+
+// hidden[row] = the embedding of its token. Zeroes `clear` [clear_count] as well.
+struct EmbedArgs {
+  DeviceMatrix embedding;
+  int rows = 0;
+  const Row* row_info = nullptr;
+  float* hidden = nullptr;  // [rows][cols]
+  uint32_t* clear = nullptr;
+  int clear_count = 0;
+};
+void embed(const EmbedArgs& args, cudaStream_t stream);
+
+// hidden += the sum of the partials; x = rms_norm(hidden) * norm as fp16.
+struct AddNormArgs {
+  int rows = 0;
+  int cols = 0;
+  float* hidden = nullptr;          // [rows][cols]
+  const float* partials = nullptr;  // [parts][rows][cols]
+  int parts = 0;
+  const uint32_t* row_max = nullptr;  // the partials are multiplied by the scale that it asks for; null: 1
+  const float* norm = nullptr;
+  float epsilon = 0;
+  uint16_t* x = nullptr;  // [rows][stride], zero-padded; null: none
+  int64_t stride = 0;
+};
+void add_norm(const AddNormArgs& args, cudaStream_t stream);
+
+// x = values / scale as fp16, with the scale that row_max asks for (see ProductInput).
+struct ScaleToHalfArgs {
+  int rows = 0;
+  int cols = 0;
+  const float* values = nullptr;
+  const uint32_t* row_max = nullptr;
+  uint16_t* x = nullptr;  // [rows][stride], zero-padded
+  int64_t stride = 0;
+};
+void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream);
+
+// Reads `bytes` (a multiple of 16) from `data` and writes a word that depends on all of them: the plain read
+// that decoding is held against.
+void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream);
+
+// out[i] = x[order[i]] of each row, fp16.
+void permute_half(int rows, int cols, int64_t stride, const int32_t* order, const uint16_t* x, uint16_t* out,
+                  cudaStream_t stream);
+
+// --- Sampling --------------------------------------------------------------------------------------------
+
+struct SampleRow {
+  int32_t logits_row;
+  int32_t place;  // of the token
+  float temperature;
+  float top_p;
+  int32_t top_k;
+  float penalty;
+  int32_t seen_offset, seen_count;
+  double uniform;
+};
+
+struct SampleArgs {
+  int count = 0;
+  const SampleRow* rows = nullptr;
+  float* logits = nullptr;  // [.][stride]; penalties are applied in place
+  int64_t stride = 0;
+  int vocab = 0;
+  const int32_t* seen = nullptr;
+  int32_t* tokens = nullptr;
+  unsigned long long* best = nullptr;  // [count], zero, and zero again afterwards
+  uint32_t* arrived = nullptr;         // the same
+};
+
+// Which of its kernels are needed.
+struct SampleKinds {
+  bool penalised = false;
+  bool greedy = false;
+  bool drawn = false;
+};
+void sample(const SampleArgs& args, const SampleKinds& kinds, cudaStream_t stream);
+
+}  // namespace qwen2::cuda

@@ -1,0 +1,35 @@
+#include "kernels/cuda/product.cuh"
+
+namespace qwen2::cuda {
+
+void product_f16(const ProductArgs& args, int multiprocessors, cudaStream_t stream);
+void product_int8(const ProductArgs& args, int multiprocessors, cudaStream_t stream);
+void product_int4(const ProductArgs& args, int multiprocessors, cudaStream_t stream);
+
+namespace {
+
+int multiprocessors = 132;
+// Two blocks must fit a Turing multiprocessor's 64 KiB, so that the next kernel's can start beside this one's.
+constexpr size_t kStagedBytes = 28 * 1024;
+
+}  // namespace
+
+void set_multiprocessors(int count) { multiprocessors = count; }
+
+bool can_stage(const DeviceMatrix& w, bool normed) {
+  return w.order == nullptr && staged_bytes(w.form, w.row_bytes) <= kStagedBytes &&
+         (!normed || w.cols <= kNormThreads * kNormQuads * 4);
+}
+
+void product(const ProductArgs& args, cudaStream_t stream) {
+  switch (form_bits(args.w.form)) {
+    case 16:
+      return product_f16(args, multiprocessors, stream);
+    case 8:
+      return product_int8(args, multiprocessors, stream);
+    default:
+      return product_int4(args, multiprocessors, stream);
+  }
+}
+
+}  // namespace qwen2::cuda

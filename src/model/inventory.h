@@ -1,0 +1,66 @@
+// Every tensor of a Qwen2 model: its name in the checkpoint, its shape and its role.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/checkpoint.h"
+#include "model/qwen2_config.h"
+
+namespace qwen2 {
+
+// How matrices are kept. Bits: 16 is bf16 on the CPU and fp16 on a GPU, 0 is what the checkpoint has (16 bits
+// for its 16 and 32 bits); 8 and 4 are quantised when loaded: symmetric, to the nearest code, with the scale
+// of each group chosen for the least squared error.
+struct Precision {
+  int bits = 0;
+  int head_bits = 0;    // embedding and head: a scale for each row at 8 bits
+  int64_t group = 128;  // of what is quantised when loaded
+
+  // "auto", "fp16", "bf16", "int8" or "int4"; an empty head follows the rest, but at 8 bits where the rest
+  // has
+  // 4. "fp16" and "bf16" both mean 16 bits, in the type that the device has.
+  static Result<Precision> parse(std::string_view weights, std::string_view head, int64_t group);
+};
+
+enum class MatrixRole { kEmbedding, kQkv, kAttentionOutput, kGateUp, kDown, kHead };
+enum class VectorRole { kInputNorm, kQkvBias, kPostAttentionNorm, kFinalNorm };
+
+// A tensor of the checkpoint, as some rows of a matrix or some elements of a vector.
+struct TensorSource {
+  std::string name;
+  int64_t rows;
+};
+
+struct MatrixEntry {
+  MatrixRole role;
+  int64_t layer;  // of the roles that have one
+  std::vector<TensorSource> sources;
+  int64_t cols;
+
+  [[nodiscard]] int64_t rows() const;
+  [[nodiscard]] bool is_head() const { return role == MatrixRole::kEmbedding || role == MatrixRole::kHead; }
+};
+
+struct VectorEntry {
+  VectorRole role;
+  int64_t layer;
+  std::vector<TensorSource> sources;
+
+  [[nodiscard]] int64_t size() const;
+};
+
+struct Inventory {
+  std::vector<MatrixEntry> matrices;  // the head only where it is not the embedding
+  std::vector<VectorEntry> vectors;
+
+  explicit Inventory(const Qwen2Config& config);
+};
+
+// The form in which a source is kept; nothing for 16 bits.
+Result<std::optional<QuantizedFormat>> kept_format(const Checkpoint& checkpoint, const Precision& precision,
+                                                   const MatrixEntry& entry, const TensorSource& source);
+
+}  // namespace qwen2

@@ -1,0 +1,171 @@
+// The CUDA backend against Transformers in float32 (tests/golden) and against the CPU backend.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "backend/backend.h"
+#include "base/memory.h"
+#include "unit/paths.h"
+#include "unit/random_data.h"
+
+namespace qwen2 {
+namespace {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+std::vector<uint32_t> page_table(const Backend& backend) {
+  std::vector<uint32_t> pages(static_cast<size_t>(
+      (backend.plan().limits.max_model_len + backend.page_tokens() - 1) / backend.page_tokens()));
+  std::iota(pages.begin(), pages.end(), 0U);
+  return pages;
+}
+
+std::vector<float> run(Backend& backend, std::span<const TokenId> tokens, int64_t position,
+                       const std::vector<uint32_t>& pages) {
+  const int64_t chunk = backend.plan().limits.prefill_chunk;
+  std::vector<float> row;
+  while (!tokens.empty()) {
+    const auto count = std::min<size_t>(tokens.size(), static_cast<size_t>(chunk - position % chunk));
+    const Chunk piece{tokens.first(count), position, pages, count == tokens.size()};
+    const auto logits = backend.forward(std::span(&piece, 1));
+    EXPECT_TRUE(logits) << logits.error().message;
+    if (!logits) return {};
+    if (piece.wants_logits) row.assign(logits->row(0).begin(), logits->row(0).end());
+    tokens = tokens.subspan(count);
+    position += static_cast<int64_t>(count);
+  }
+  return row;
+}
+
+std::unique_ptr<Backend> open_cuda(const fs::path& model, const CudaOptions& options, const Limits& limits) {
+  const auto checkpoint = open_checkpoint(model.string());
+  EXPECT_TRUE(checkpoint) << checkpoint.error().message;
+  auto backend = create_cuda_backend(**checkpoint, limits, options);
+  EXPECT_TRUE(backend) << backend.error().message;
+  return backend ? std::move(*backend) : nullptr;
+}
+
+std::unique_ptr<Backend> open_cpu(const fs::path& model, const Precision& precision) {
+  const auto checkpoint = open_checkpoint(model.string());
+  auto backend = create_cpu_backend(**checkpoint, {}, {.isa = "baseline", .precision = precision});
+  EXPECT_TRUE(backend) << backend.error().message;
+  return std::move(*backend);
+}
+
+// The largest difference, relative to the largest expected logit; infinite where a logit is not finite.
+double difference(const std::vector<float>& logits, const std::vector<float>& expected) {
+  if (logits.size() != expected.size()) return INFINITY;
+  double largest = 0;
+  double worst = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (!std::isfinite(logits[i])) return INFINITY;
+    largest = std::max(largest, std::abs(double{expected[i]}));
+    worst = std::max(worst, std::abs(double{logits[i]} - expected[i]));
+  }
+  return worst / largest;
+}
+
+struct Case {
+  std::vector<TokenId> prompt, greedy;
+  std::vector<float> logits;
+};
+
+std::vector<Case> cases_of(const fs::path& folder) {
+  const json::value golden = json::parse(*read_text_file(folder / "golden.json"));
+  std::vector<Case> cases;
+  for (const json::value& item : golden.at("cases").as_array()) {
+    const auto raw = read_text_file(folder / json::value_to<std::string>(item.at("logits_file")));
+    Case& own = cases.emplace_back();
+    own.prompt = json::value_to<std::vector<TokenId>>(item.at("prompt"));
+    if (item.as_object().contains("greedy"))
+      own.greedy = json::value_to<std::vector<TokenId>>(item.at("greedy"));
+    own.logits.resize(raw->size() / sizeof(float));
+    std::memcpy(own.logits.data(), raw->data(), raw->size());
+  }
+  return cases;
+}
+
+// Model, precision, bits of the KV cache, prompt tokens of one pass.
+using Param = std::tuple<std::string, std::string, int, int>;
+
+std::string name_of(const testing::TestParamInfo<Param>& info) {
+  const auto& [model, precision, kv_bits, chunk] = info.param;
+  return fmt::format("{}_{}_kv{}_chunk{}", model, precision, kv_bits, chunk);
+}
+
+class GpuGoldenTest : public testing::TestWithParam<Param> {};
+
+INSTANTIATE_TEST_SUITE_P(Models, GpuGoldenTest,
+                         testing::Combine(testing::Values("demo", "hd64_tied", "hd128_untied", "mha_deep",
+                                                          "hd128_wide", "gqa6_odd", "trap_keys",
+                                                          "trap_swiglu", "trap_residual", "trap_all"),
+                                          testing::Values("fp16", "int8", "int4"), testing::Values(16, 8),
+                                          testing::Values(16, 256)),
+                         name_of);
+
+// Rounding weights makes another model: its logits are what the CPU's slowest kernels say.
+TEST_P(GpuGoldenTest, MatchesTheReference) {
+  const auto& [model, precision_name, kv_bits, chunk] = GetParam();
+  const fs::path folder = test::golden_folder() / model;
+  const fs::path files = model == "demo" ? test::demo_model() : folder;
+  const Precision precision = *Precision::parse(precision_name, "", 32);
+  std::vector<Case> cases = cases_of(folder);
+  if (precision_name != "fp16") {
+    const auto cpu = open_cpu(files, precision);
+    for (Case& c : cases) c.logits = run(*cpu, c.prompt, 0, page_table(*cpu));
+  }
+  const auto gpu =
+      open_cuda(files, {precision, kv_bits}, {.prefill_chunk = chunk, .memory_budget = uint64_t{8} << 30});
+  ASSERT_TRUE(gpu);
+  double worst = 0;
+  for (const Case& c : cases)
+    worst = std::max(worst, difference(run(*gpu, c.prompt, 0, page_table(*gpu)), c.logits));
+  std::printf("[   error  ] %s %s kv%d chunk%d: %.5f\n", model.c_str(), precision_name.c_str(), kv_bits,
+              chunk, worst);
+  const bool trap = model.starts_with("trap");
+  EXPECT_LE(worst, kv_bits == 8 ? 0.1 : trap || precision_name != "fp16" ? 0.02 : 0.005);
+}
+
+// The reference's own continuation, fed token by token and in rows that share a step.
+TEST(GpuBackend, ARowsResultIsTheSameInEveryBatch) {
+  for (const char* precision : {"fp16", "int8", "int4"}) {
+    const auto gpu =
+        open_cuda(test::demo_model(), {*Precision::parse(precision, "", 64)},
+                  {.max_model_len = 1024, .max_num_seqs = 64, .memory_budget = uint64_t{8} << 30});
+    ASSERT_TRUE(gpu);
+    const int64_t pages_each = gpu->plan().limits.max_model_len / gpu->page_tokens();
+    std::vector<std::vector<TokenId>> tokens(64);
+    std::vector<std::vector<uint32_t>> pages(64);
+    for (size_t s = 0; s < tokens.size(); ++s) {
+      tokens[s].resize(static_cast<size_t>(test::uniform(1, 15)));
+      for (TokenId& token : tokens[s])
+        token = static_cast<TokenId>(test::uniform(0, gpu->config().vocab_size - 1));
+      for (int64_t p = 0; p < pages_each; ++p)
+        pages[s].push_back(static_cast<uint32_t>(static_cast<int64_t>(s) * pages_each + p));
+    }
+    std::vector<Chunk> chunks;
+    for (size_t s = 0; s < tokens.size(); ++s) chunks.push_back({tokens[s], 0, pages[s], true});
+    const auto together = gpu->forward(chunks);
+    ASSERT_TRUE(together) << together.error().message;
+    std::vector<std::vector<float>> expected;
+    for (size_t s = 0; s < tokens.size(); ++s)
+      expected.emplace_back(together->row(s).begin(), together->row(s).end());
+    for (const size_t batch : {size_t{1}, size_t{3}, size_t{7}}) {
+      const auto some = gpu->forward(std::span(chunks).first(batch));
+      ASSERT_TRUE(some);
+      for (size_t s = 0; s < batch; ++s) {
+        const std::vector<float> row(some->row(s).begin(), some->row(s).end());
+        EXPECT_EQ(row, expected[s]) << precision << ", " << batch << " chunks, row " << s << ", off by "
+                                    << difference(row, expected[s]);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace qwen2
