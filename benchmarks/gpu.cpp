@@ -21,6 +21,7 @@ using cuda::ProductArgs;
 
 constexpr int kLayers = 28;
 constexpr int kRuns = 15;
+constexpr int kSplit = 2;  // of the columns of the projections into the residual stream
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -112,49 +113,79 @@ class Bench {
 
   void product(const std::string& name, MatrixForm form, int n, int k, int group, cuda::ProductOutput output,
                int kind) {
-    Matrix m = make_matrix(form, n, k, group);
-    const auto copies =
-        static_cast<int>(std::min<int64_t>(kLayers, (kWeights - (int64_t{1} << 24)) / m.bytes));
-    const auto call = [&](int i) {
-      ProductArgs a;
-      a.w = m.shape;
-      a.w.codes = weights_ + i % copies * m.bytes;
-      a.w.scales = weights_ + i % copies * m.bytes + m.shape.rows * m.shape.row_bytes;
-      a.rows = rows_;
-      a.output = output;
-      a.out_rows = n;
-      a.y = out_;
-      a.y_stride = output == cuda::ProductOutput::kSwiglu ? n / 2 : n;
-      a.row_max = words_ + 64;
-      a.input.x = x_;
-      a.input.stride = rows_ == 1 ? 0 : 9216;
-      if (rows_ == 1 && kind == 1) {
-        a.input.x = nullptr;
-        a.input.hidden = floats_;
-        a.input.partials = floats_ + 2048;
-        a.input.parts = 1;
-        a.input.norm = norm_;
-        a.input.hidden_out = floats_ + 8192;
-      } else if (rows_ == 1 && kind == 2) {
-        a.input.x = nullptr;
-        a.input.values = floats_;
-        a.input.row_max = words_;
-      }
-      if (output == cuda::ProductOutput::kQkv) {
-        a.row_info = reinterpret_cast<const cuda::Row*>(words_ + 1024);
-        a.heads = {12, 2, 128};
-        a.cache.data = reinterpret_cast<std::byte*>(out_);
-        a.cache.pages = words_ + 2048;
-        a.cache.rotations = norm_;
-        a.cache.bias = norm_;
-        a.q = out_ + 65536;
-      }
-      cuda::product(a, stream_);
+    const Matrix m = make_matrix(form, n, k, group);
+    report(name,
+           time_calls(stream_, m.bytes > (int64_t{1} << 28) ? 4 : kLayers * 2,
+                      [&](int i) { call(m, output, kind, i); }),
+           m.bytes);
+  }
+
+  // A layer's kernels in their order, as decoding runs them.
+  void layers(const std::string& name, MatrixForm form, int group, int length) {
+    const cuda::RowAttentionArgs attend = attention_args(length);
+    const auto four = [&](int i) {
+      call(make_matrix(form, 2048, 1536, group), cuda::ProductOutput::kQkv, 1, i);
+      cuda::attend_rows(attend, stream_);
+      call(make_matrix(form, 1536, 1536, group), cuda::ProductOutput::kStore, 0, i);
+      call(make_matrix(form, 17920, 1536, group), cuda::ProductOutput::kSwiglu, 1, i);
+      call(make_matrix(form, 1536, 8960, group), cuda::ProductOutput::kStore, 2, i);
     };
-    report(name, time_calls(stream_, copies == 1 ? 4 : kLayers * 2, call), m.bytes);
+    int64_t bytes = 0;
+    for (const auto& [n, k] : {std::pair{2048, 1536}, {1536, 1536}, {17920, 1536}, {1536, 8960}})
+      bytes += make_matrix(form, n, k, group).bytes;
+    report(name, time_calls(stream_, kLayers, four), bytes);
   }
 
   void attention(int length) {
+    const cuda::RowAttentionArgs a = attention_args(length);
+    report(fmt::format("attention {}", length),
+           time_calls(stream_, kLayers * 2, [&](int) { cuda::attend_rows(a, stream_); }),
+           int64_t{rows_} * length * 1024);
+  }
+
+ private:
+  // `kind`: fp16, to be normed, or float activations. The i-th copy of the weights.
+  void call(const Matrix& m, cuda::ProductOutput output, int kind, int i) {
+    const auto copies = std::min<int64_t>(kLayers, (kWeights - (int64_t{1} << 24)) / m.bytes);
+    const int n = m.shape.rows;
+    ProductArgs a;
+    a.w = m.shape;
+    a.w.codes = weights_ + i % copies * m.bytes;
+    a.w.scales = weights_ + i % copies * m.bytes + m.shape.rows * m.shape.row_bytes;
+    a.rows = rows_;
+    a.output = output;
+    a.out_rows = n;
+    a.y = out_;
+    a.y_stride = output == cuda::ProductOutput::kSwiglu ? n / 2 : n;
+    a.row_max = words_ + 64;
+    a.split = output != cuda::ProductOutput::kStore || n > 10000 ? 1 : kSplit;
+    a.input.x = x_;
+    a.input.stride = rows_ == 1 ? 0 : 9216;
+    if (rows_ == 1 && kind == 1) {
+      a.input.x = nullptr;
+      a.input.hidden = floats_;
+      a.input.partials = floats_ + 2048;
+      a.input.parts = kSplit;
+      a.input.norm = norm_;
+      a.input.hidden_out = floats_ + 8192;
+    } else if (rows_ == 1 && kind == 2) {
+      a.input.x = nullptr;
+      a.input.values = floats_;
+      a.input.row_max = words_;
+    }
+    if (output == cuda::ProductOutput::kQkv) {
+      a.row_info = reinterpret_cast<const cuda::Row*>(words_ + 1024);
+      a.heads = {12, 2, 128};
+      a.cache.data = reinterpret_cast<std::byte*>(out_);
+      a.cache.pages = words_ + 2048;
+      a.cache.rotations = norm_;
+      a.cache.bias = norm_;
+      a.q = out_ + 65536;
+    }
+    cuda::product(a, stream_);
+  }
+
+  cuda::RowAttentionArgs attention_args(int length) {
     check(cudaMemset(words_, 0, 4096 * sizeof(uint32_t)), "filling");
     std::vector<uint32_t> info(64 * 4);
     for (size_t i = 0; i < 64; ++i) info[i * 4 + 1] = static_cast<uint32_t>(length - 1);
@@ -176,12 +207,9 @@ class Bench {
     a.part_sums = out_;
     a.part_scalars = floats_ + (1 << 20);
     a.arrived = words_;
-    report(fmt::format("attention {}", length),
-           time_calls(stream_, kLayers * 2, [&](int) { cuda::attend_rows(a, stream_); }),
-           int64_t{rows_} * length * 1024);
+    return a;
   }
 
- private:
   void report(const std::string& name, const Timing& t, int64_t bytes) const {
     const double rate = static_cast<double>(bytes) / t.median / 1e3;
     fmt::print("  {:<24} {:8.2f} us [{:.2f}, {:.2f}]  {:7.2f} MB  {:5.0f} GB/s = {:3.0f} %\n", name, t.median,
@@ -211,6 +239,7 @@ void run(int rows) {
     bench.product(prefix + "attention output", form, 1536, 1536, group, kStore, 0);
     bench.product(prefix + "gate and up", form, 17920, 1536, group, kSwiglu, 1);
     bench.product(prefix + "down", form, 1536, 8960, group, kStore, 2);
+    bench.layers(prefix + "layer, 129 tokens", form, group, 129);
     bench.product(prefix + "head", form == MatrixForm::kInt4 ? MatrixForm::kInt8 : form, 151936, 1536, 1536,
                   kStore, 1);
   }

@@ -23,6 +23,9 @@ struct Chunk {
   int64_t position = 0;             // of tokens[0] in its sequence
   std::span<const uint32_t> pages;  // the sequence's page table, long enough for all tokens
   bool wants_logits = false;        // of the last token
+  // The chunk's one token is not known yet: it is the `pending`-th of those that the step begun before this
+  // one samples. Only where Backend::overlaps(); -1 otherwise.
+  int64_t pending = -1;
 };
 
 // Logits of the chunks that wanted them, in their order.
@@ -60,15 +63,23 @@ class Backend {
   // until the next call.
   virtual Result<Logits> forward(std::span<const Chunk> chunks) = 0;
 
-  // forward(), then the next token of every chunk that wants logits, in their order; `samplers` has one for
-  // each of them. The n-th token of a sampler depends on its seed, n and the logits alone, but a seed means
-  // other tokens on other backends.
-  virtual Result<std::vector<TokenId>> sample(std::span<const Chunk> chunks,
-                                              std::span<Sampler* const> samplers);
+  // Starts forward() and sampling: the next token of every chunk that wants logits, in their order;
+  // `samplers` has one for each of them, which must live until finish(). The n-th token of a sampler depends
+  // on its seed, n and the logits alone, but a seed means other tokens on other backends.
+  virtual Status begin(std::span<const Chunk> chunks, std::span<Sampler* const> samplers);
+  // The tokens of the oldest step that was begun and not finished. They are in their samplers then.
+  virtual Result<std::vector<TokenId>> finish();
+  // Whether begin() returns before the tokens are there, so that a second step may be begun behind the first.
+  [[nodiscard]] virtual bool overlaps() const { return false; }
+  // begin() and finish().
+  Result<std::vector<TokenId>> sample(std::span<const Chunk> chunks, std::span<Sampler* const> samplers);
 
   // Runs one chunk and hands the logits [vocab_size] of each of its tokens to `sink`, in order.
   using LogitSink = std::function<void(int64_t index, std::span<const float> logits)>;
   virtual Status forward_all(const Chunk& chunk, const LogitSink& sink) = 0;
+
+ private:
+  std::vector<TokenId> begun_;
 };
 
 // Where large key biases are added: to the scores, in float, or to the keys before they are cached.

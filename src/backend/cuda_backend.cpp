@@ -52,6 +52,12 @@ Result<std::unique_ptr<Backend>> create_cuda_backend(const Checkpoint& checkpoin
 CudaBackend::~CudaBackend() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
   for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (const Inputs& inputs : inputs_) {
+    if (inputs.sent != nullptr) cudaEventDestroy(inputs.sent);
+  }
+  for (const cudaEvent_t done : done_) {
+    if (done != nullptr) cudaEventDestroy(done);
+  }
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
@@ -115,9 +121,15 @@ Status CudaBackend::allocate() {
   CudaArena arena(workspace_memory_.data());
   w_ = lay_out_cuda_workspace(config_, plan_.limits, weights_, plan_.kv_pages, arena);
 
-  QWEN2_TRY(host_inputs_, PinnedBuffer::allocate(static_cast<size_t>(w_.input_bytes()), "a step's inputs"));
+  for (Inputs& inputs : inputs_) {
+    QWEN2_TRY(inputs.host, PinnedBuffer::allocate(static_cast<size_t>(w_.input_bytes()), "a step's inputs"));
+    QWEN2_CHECK(cuda_status(cudaEventCreateWithFlags(&inputs.sent, cudaEventDisableTiming), "an event"));
+  }
+  for (cudaEvent_t& done : done_) {
+    QWEN2_CHECK(cuda_status(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "an event"));
+  }
   QWEN2_TRY(host_tokens_,
-            PinnedBuffer::allocate(static_cast<size_t>(plan_.limits.max_num_seqs) * sizeof(int32_t),
+            PinnedBuffer::allocate(static_cast<size_t>(2 * plan_.limits.max_num_seqs) * sizeof(int32_t),
                                    "a step's tokens"));
   const auto logits = static_cast<size_t>(plan_.limits.max_num_seqs * vocabulary_stride()) * sizeof(float);
   QWEN2_TRY(host_logits_, PinnedBuffer::allocate(logits, "the logits"));
@@ -271,7 +283,7 @@ Result<std::vector<CudaBackend::Group>> CudaBackend::group(std::span<const Chunk
     group.rows += static_cast<int64_t>(piece.tokens.size());
     if (!last || !chunks[c].wants_logits) return;
     logits_order_[c] = wanted;
-    group.wanted.push_back({group.rows - 1, wanted++});
+    group.wanted.push_back({group.rows - 1, wanted++, piece.pending});
   };
   for (size_t c = 0; c < chunks.size(); ++c) {
     const auto size = static_cast<int64_t>(chunks[c].tokens.size());
@@ -302,25 +314,43 @@ Result<Logits> CudaBackend::forward(std::span<const Chunk> chunks) {
                 logits_order_};
 }
 
-Result<std::vector<TokenId>> CudaBackend::sample(std::span<const Chunk> chunks,
-                                                 std::span<Sampler* const> samplers) {
+Status CudaBackend::begin(std::span<const Chunk> chunks, std::span<Sampler* const> samplers) {
+  if (begun_.size() == 2) return fail(ErrorKind::kInternal, "two steps are in flight already");
   QWEN2_TRY(const auto groups, group(chunks));
-  // By place, which is the order in which groups take them.
   std::erase(logits_order_, -1);
+  // By place, which is the order in which groups take them.
   std::vector<Sampler*> by_place(samplers.size());
   for (size_t i = 0; i < samplers.size(); ++i) by_place[static_cast<size_t>(logits_order_[i])] = samplers[i];
   for (const Group& group : groups) QWEN2_CHECK(run_group(group, by_place));
-  std::vector<TokenId> tokens(samplers.size());
+  Begun step{{samplers.begin(), samplers.end()},
+             logits_order_,
+             token_place(steps_),
+             done_[static_cast<size_t>(steps_ % 2)]};
   if (!samplers.empty()) {
-    QWEN2_CHECK(cuda_status(cudaMemcpyAsync(host_tokens_.data(), w_.tokens, samplers.size() * sizeof(int32_t),
-                                            cudaMemcpyDeviceToHost, stream_),
-                            "fetching tokens"));
+    const auto offset = static_cast<size_t>(step.first_token) * sizeof(int32_t);
+    QWEN2_CHECK(
+        cuda_status(cudaMemcpyAsync(host_tokens_.data() + offset, w_.tokens + step.first_token,
+                                    samplers.size() * sizeof(int32_t), cudaMemcpyDeviceToHost, stream_),
+                    "fetching tokens"));
   }
-  QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "a step"));
-  const auto* sampled = reinterpret_cast<const int32_t*>(host_tokens_.data());
-  for (size_t i = 0; i < samplers.size(); ++i) {
-    tokens[i] = sampled[logits_order_[i]];
-    samplers[i]->accept(tokens[i]);
+  QWEN2_CHECK(cuda_status(cudaEventRecord(step.done, stream_), "a step"));
+  // A chunk of the next step says "the i-th token" in the order of the samplers.
+  pending_order_ = logits_order_;
+  begun_.push_back(std::move(step));
+  ++steps_;
+  return {};
+}
+
+Result<std::vector<TokenId>> CudaBackend::finish() {
+  if (begun_.empty()) return fail(ErrorKind::kInternal, "no step is in flight");
+  const Begun step = std::move(begun_.front());
+  begun_.pop_front();
+  QWEN2_CHECK(cuda_status(cudaEventSynchronize(step.done), "a step"));
+  const auto* sampled = reinterpret_cast<const int32_t*>(host_tokens_.data()) + step.first_token;
+  std::vector<TokenId> tokens(step.samplers.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    tokens[i] = sampled[step.order[i]];
+    step.samplers[i]->accept(tokens[i]);
   }
   return tokens;
 }
@@ -365,10 +395,12 @@ Status CudaBackend::fetch_logits(int64_t row, int64_t place) {
 
 // Everything of a group that the card needs, in one copy.
 Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers) {
-  QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "a step"));  // the buffer is free again
-  auto* rows = reinterpret_cast<Row*>(host_inputs_.data());
-  auto* samples = reinterpret_cast<cuda::SampleRow*>(host_inputs_.data() + w_.samples_offset());
-  auto* words = reinterpret_cast<uint32_t*>(host_inputs_.data() + w_.words_offset());
+  Inputs& inputs = inputs_[next_inputs_];
+  next_inputs_ = 1 - next_inputs_;
+  QWEN2_CHECK(cuda_status(cudaEventSynchronize(inputs.sent), "sending a step"));
+  std::byte* host = inputs.host.data();
+  auto* rows = reinterpret_cast<Row*>(host);
+  auto* words = reinterpret_cast<uint32_t*>(host + w_.words_offset());
   int32_t word = 0;
   int64_t row = 0;
   words[word++] = static_cast<uint32_t>(plan_.kv_pages);  // where padding rows write
@@ -378,31 +410,47 @@ Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sa
     for (int64_t i = 0; i < size; ++i) {
       rows[row++] = {chunk.tokens[static_cast<size_t>(i)], static_cast<int32_t>(chunk.position + i), word, 0};
     }
+    if (chunk.pending >= 0) {
+      const int64_t place = token_place(steps_ + 1) + pending_order_[static_cast<size_t>(chunk.pending)];
+      rows[row - 1].token = static_cast<int32_t>(-1 - place);
+    }
     for (int64_t i = 0; i < pages; ++i) words[word++] = chunk.pages[static_cast<size_t>(i)];
   }
   for (; row < padded_rows; ++row) rows[row] = {0, 0, 0, 0};
   seen_offset_ = word;
   if (!samplers.empty()) {
-    for (size_t i = 0; i < group.wanted.size(); ++i) {
-      const Group::Wanted& wanted = group.wanted[i];
-      const Sampler& sampler = *samplers[static_cast<size_t>(wanted.place)];
-      const SamplingParams& p = sampler.params();
-      const auto seen = sampler.seen();
-      samples[i] = {static_cast<int32_t>(wanted.row),
-                    static_cast<int32_t>(wanted.place),
-                    p.temperature,
-                    p.top_p,
-                    static_cast<int32_t>(std::min(p.top_k, config_.vocab_size)),
-                    p.repetition_penalty,
-                    static_cast<int32_t>(word - seen_offset_),
-                    static_cast<int32_t>(seen.size()),
-                    sampler.next_uniform()};
-      for (const TokenId token : seen) words[word++] = static_cast<uint32_t>(token);
-    }
+    auto* samples = reinterpret_cast<cuda::SampleRow*>(host + w_.samples_offset());
+    write_samples(group, samplers, samples, words, word);
   }
   const auto bytes = static_cast<size_t>(w_.words_offset()) + static_cast<size_t>(word) * sizeof(uint32_t);
-  return cuda_status(cudaMemcpyAsync(w_.inputs, host_inputs_.data(), bytes, cudaMemcpyHostToDevice, stream_),
-                     "sending a step");
+  QWEN2_CHECK(cuda_status(cudaMemcpyAsync(w_.inputs, host, bytes, cudaMemcpyHostToDevice, stream_),
+                          "sending a step"));
+  return cuda_status(cudaEventRecord(inputs.sent, stream_), "sending a step");
+}
+
+void CudaBackend::write_samples(const Group& group, std::span<Sampler* const> samplers,
+                                cuda::SampleRow* samples, uint32_t* words, int32_t& word) const {
+  for (size_t i = 0; i < group.wanted.size(); ++i) {
+    const Group::Wanted& wanted = group.wanted[i];
+    const Sampler& sampler = *samplers[static_cast<size_t>(wanted.place)];
+    const SamplingParams& p = sampler.params();
+    const auto seen = sampler.seen();
+    cuda::SampleRow& sample = samples[i];
+    sample.logits_row = static_cast<int32_t>(wanted.row);
+    sample.place = static_cast<int32_t>(token_place(steps_) + wanted.place);
+    sample.temperature = p.temperature;
+    sample.top_p = p.top_p;
+    sample.top_k = static_cast<int32_t>(std::min(p.top_k, config_.vocab_size));
+    sample.penalty = p.repetition_penalty;
+    sample.seen_offset = static_cast<int32_t>(word - seen_offset_);
+    sample.seen_count = static_cast<int32_t>(seen.size());
+    sample.pending = -1;
+    if (wanted.pending >= 0)
+      sample.pending =
+          static_cast<int32_t>(token_place(steps_ + 1) + pending_order_[static_cast<size_t>(wanted.pending)]);
+    sample.uniform = sampler.next_uniform(wanted.pending >= 0 ? 1 : 0);
+    for (const TokenId token : seen) words[word++] = static_cast<uint32_t>(token);
+  }
 }
 
 Status CudaBackend::run_group(const Group& group, std::span<Sampler* const> samplers) {
@@ -429,7 +477,7 @@ void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const>
   cuda::SampleKinds kinds;
   for (const Group::Wanted& wanted : group.wanted) {
     const Sampler& sampler = *samplers[static_cast<size_t>(wanted.place)];
-    kinds.penalised = kinds.penalised || !sampler.seen().empty();
+    kinds.penalised = kinds.penalised || sampler.params().repetition_penalty != 1.0F;
     (sampler.params().temperature == 0 ? kinds.greedy : kinds.drawn) = true;
   }
   cuda::SampleArgs args;
@@ -486,6 +534,7 @@ void CudaBackend::enqueue_rows(int count, int max_splits) const {
   embed.embedding = weights_.embedding.front().matrix;
   embed.rows = count;
   embed.row_info = rows();
+  embed.sampled = w_.tokens;
   embed.hidden = w_.hidden[0];
   embed.clear = w_.row_max;
   embed.clear_count = static_cast<int>(config_.layers * cuda::kMaxRows);
@@ -584,11 +633,12 @@ void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts,
   output.out_rows = hidden;
   output.y = w_.partials;
   output.y_stride = hidden;
+  output.split = kOutputSplit;
   multiply(w.attention_output, output);
 
   ProductArgs gate_up;
   gate_up.rows = count;
-  gate_up.input = input_of(w.post_attention_norm, w.gate_up, count, 1, current, true);
+  gate_up.input = input_of(w.post_attention_norm, w.gate_up, count, kOutputSplit, current, true);
   gate_up.output = ProductOutput::kSwiglu;
   gate_up.y = w_.products;
   gate_up.y_stride = config_.intermediate_size;

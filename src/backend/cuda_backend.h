@@ -2,6 +2,8 @@
 // graphs, prompts through cuda_prompt.cpp.
 #pragma once
 
+#include <array>
+#include <deque>
 #include <map>
 #include <memory>
 #include <vector>
@@ -27,8 +29,9 @@ class CudaBackend final : public Backend {
   [[nodiscard]] double measure_read_bandwidth() const override;
   [[nodiscard]] std::string describe() const override;
   Result<Logits> forward(std::span<const Chunk> chunks) override;
-  Result<std::vector<TokenId>> sample(std::span<const Chunk> chunks,
-                                      std::span<Sampler* const> samplers) override;
+  Status begin(std::span<const Chunk> chunks, std::span<Sampler* const> samplers) override;
+  Result<std::vector<TokenId>> finish() override;
+  [[nodiscard]] bool overlaps() const override { return true; }
   Status forward_all(const Chunk& chunk, const LogitSink& sink) override;
 
  private:
@@ -39,6 +42,7 @@ class CudaBackend final : public Backend {
     bool is_prompt = false;  // one long chunk
     struct Wanted {
       int64_t row, place;  // in the group, and among the step's logits
+      int64_t pending;     // of its chunk
     };
     std::vector<Wanted> wanted;
   };
@@ -50,6 +54,10 @@ class CudaBackend final : public Backend {
   Result<std::vector<Group>> group(std::span<const Chunk> chunks);
   Status run_group(const Group& group, std::span<Sampler* const> samplers);
   Status upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers);
+  void write_samples(const Group& group, std::span<Sampler* const> samplers, cuda::SampleRow* samples,
+                     uint32_t* words, int32_t& word) const;
+  // Where this step's tokens, or the one's before it, lie among all.
+  [[nodiscard]] int64_t token_place(int64_t step) const { return step % 2 * plan_.limits.max_num_seqs; }
   void enqueue_head(int count, int parts, int& current) const;
   // In cuda_prompt.cpp.
   Status run_prompt(const Chunk& chunk);
@@ -84,7 +92,24 @@ class CudaBackend final : public Backend {
   std::string device_name_;
   std::string bus_id_;
   DeviceBuffer weights_memory_, kv_memory_, workspace_memory_;
-  PinnedBuffer host_inputs_, host_logits_, host_tokens_;
+  // Inputs go to the card from two buffers in turn; `sent` says when one is free again.
+  struct Inputs {
+    PinnedBuffer host;
+    cudaEvent_t sent = nullptr;
+  };
+  std::array<Inputs, 2> inputs_;
+  size_t next_inputs_ = 0;
+  PinnedBuffer host_logits_, host_tokens_;
+  // Steps begun and not finished; each has one of two places for its tokens.
+  struct Begun {
+    std::vector<Sampler*> samplers;
+    std::vector<int64_t> order;  // of each sampler's token in the step's place
+    int64_t first_token;         // that place
+    cudaEvent_t done;
+  };
+  std::deque<Begun> begun_;
+  std::array<cudaEvent_t, 2> done_{};
+  int64_t steps_ = 0;
   int64_t seen_offset_ = 0;  // of the seen tokens among the input's words
   std::unique_ptr<CublasLt> dense_;
   CudaWeights weights_;
@@ -93,6 +118,7 @@ class CudaBackend final : public Backend {
   std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and splits
   int64_t row_limit_ = 0;                                  // of a group
   std::vector<int64_t> logits_order_;
+  std::vector<int64_t> pending_order_;  // of the tokens of the step begun last
 };
 
 }  // namespace qwen2

@@ -164,7 +164,7 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   // Every page of the pool at most once, one for padding rows, and every token that a penalty may ask for.
   w.input_words = kv_pages + 1 + std::min(limits.max_num_seqs, kRows) * limits.max_model_len;
   w.inputs = arena.take<std::byte>(w.input_bytes());
-  w.tokens = arena.take<int32_t>(limits.max_num_seqs);
+  w.tokens = arena.take<int32_t>(2 * limits.max_num_seqs);
   w.best = arena.take<unsigned long long>(kRows);
   w.rotations = arena.take<float>(round_up(limits.max_model_len, cuda::kPageTokens) * c.head_dim);
   w.key_bias = arena.take<std::byte>(c.layers * c.kv_heads * cuda::kMaxBiasPairs * 12);

@@ -68,11 +68,11 @@ struct CudaWorkspace {
   // What a step needs from the host, in one copy: Row [input_rows], SampleRow [kMaxRows], then page tables
   // and lists of seen tokens [input_words].
   std::byte* inputs = nullptr;
-  int32_t* tokens = nullptr;           // [max_num_seqs]: sampled
+  int32_t* tokens = nullptr;           // [2][max_num_seqs]: sampled, of two steps in turn
   unsigned long long* best = nullptr;  // [kMaxRows]
   // Rows that decode.
   float* hidden[2] = {};          // [kMaxRows][hidden]
-  float* partials = nullptr;      // [kSplit][kMaxRows][hidden]
+  float* partials = nullptr;      // [kDownSplit][kMaxRows][hidden]
   float* q = nullptr;             // [kMaxRows][q]
   float* new_kv = nullptr;        // [kMaxRows][2 kv]
   float* products = nullptr;      // [kMaxRows][intermediate]
@@ -104,12 +104,14 @@ struct CudaWorkspace {
   [[nodiscard]] int64_t words_offset() const { return samples_offset() + cuda::kMaxRows * kSampleBytes; }
   [[nodiscard]] int64_t input_bytes() const { return words_offset() + input_words * 4; }
   static constexpr int64_t kRowBytes = 16;
-  static constexpr int64_t kSampleBytes = 40;
+  static constexpr int64_t kSampleBytes = 48;
 };
 
 constexpr int64_t kCudaGemmWorkspace = int64_t{32} << 20;
-// Parts of the down projection's columns.
-constexpr int kDownSplit = 1;
+// Parts of the columns of the two projections into the residual stream: their rows alone are too few tiles
+// for a large card.
+constexpr int kDownSplit = 2;
+constexpr int kOutputSplit = 2;
 
 CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& config, const Limits& limits,
                                      const CudaWeights& weights, int64_t kv_pages, CudaArena& arena);

@@ -13,6 +13,7 @@ Status CudaBackend::run_prompt(const Chunk& chunk) {
   embed.embedding = weights_.embedding.front().matrix;
   embed.rows = count;
   embed.row_info = rows();
+  embed.sampled = w_.tokens;
   embed.hidden = w_.prompt_hidden;
   cuda::embed(embed, stream_);
   for (int layer = 0; layer < config_.layers; ++layer) {

@@ -78,8 +78,8 @@ void Sampler::see(TokenId token) {
   seen_tokens_.push_back(token);
 }
 
-double Sampler::next_uniform() const {
-  return uniform(params_.seed, count_);
+double Sampler::next_uniform(uint64_t ahead) const {
+  return uniform(params_.seed, count_ + ahead);
 }
 
 void Sampler::accept(TokenId token) {

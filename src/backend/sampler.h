@@ -36,8 +36,8 @@ class Sampler {
 
   // For those who pick the token elsewhere, by the same inputs, and hand it in.
   [[nodiscard]] const SamplingParams& params() const { return params_; }
-  // In [0, 1): what decides the next token.
-  [[nodiscard]] double next_uniform() const;
+  // In [0, 1): what decides the next token, or the one `ahead` of it.
+  [[nodiscard]] double next_uniform(uint64_t ahead = 0) const;
   // Every token so far once, in no order; empty without a repetition penalty.
   [[nodiscard]] std::span<const TokenId> seen() const { return seen_tokens_; }
   void accept(TokenId token);

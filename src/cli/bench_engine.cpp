@@ -70,19 +70,32 @@ class Batch {
     }
     run.prefill_seconds = now_seconds() - start;
     start = now_seconds();
-    for (int64_t step = 0; step < flags_.generate; ++step) {
-      std::vector<Chunk> chunks;
-      chunks.reserve(last.size());
-      for (size_t b = 0; b < last.size(); ++b) {
-        chunks.push_back({std::span(&last[b], 1), flags_.prompt + step, pages_[b], true});
-      }
-      QWEN2_TRY(last, backend_.sample(chunks, greedy_));
-    }
+    QWEN2_CHECK(decode(std::move(last)));
     run.decode_seconds = now_seconds() - start;
     return run;
   }
 
  private:
+  // As the engine does: where the backend overlaps, each step is begun before the last one's tokens are
+  // there.
+  Status decode(std::vector<TokenId> last) {
+    const bool overlaps = backend_.overlaps();
+    for (int64_t step = 0; step < flags_.generate; ++step) {
+      std::vector<Chunk> chunks;
+      chunks.reserve(last.size());
+      for (size_t b = 0; b < last.size(); ++b) {
+        const int64_t pending = overlaps && step > 0 ? static_cast<int64_t>(b) : -1;
+        chunks.push_back({std::span(&last[b], 1), flags_.prompt + step, pages_[b], true, pending});
+      }
+      QWEN2_CHECK(backend_.begin(chunks, greedy_));
+      if (overlaps && step == 0) continue;
+      QWEN2_TRY(last, backend_.finish());
+    }
+    if (!overlaps) return {};
+    QWEN2_TRY(last, backend_.finish());
+    return {};
+  }
+
   Result<TokenId> prefill(size_t b) {
     const int64_t chunk_tokens = backend_.plan().limits.prefill_chunk;
     TokenId token = 0;

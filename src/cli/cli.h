@@ -26,6 +26,7 @@ struct ModelFlags {
   std::string head_precision;
   int64_t group_size = 128;
   Limits limits;
+  std::optional<int64_t> prefill_chunk;
   std::string isa = "auto";
   std::string kv = "fp16";
   std::string key_bias = "scores";

@@ -59,7 +59,8 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("--max-model-len", limits.max_model_len,
                  "Tokens of one request, prompt and answer (default: 4096 or the model's limit)");
   app.add_option("--max-num-seqs", limits.max_num_seqs, "Requests that run at once");
-  app.add_option("--prefill-chunk", limits.prefill_chunk, "Prompt tokens of one forward pass");
+  app.add_option("--prefill-chunk", prefill_chunk,
+                 "Prompt tokens of one forward pass (default: 256 on the CPU, 1024 on a GPU)");
   app.add_option("--max-batch-tokens", limits.max_batch_tokens,
                  "Tokens of one step (default: one chunk and every decode)");
   app.add_option(
@@ -104,6 +105,9 @@ Result<CpuOptions> cpu_options_of(const ModelFlags& flags) {
 
 Result<Limits> limits_of(const ModelFlags& flags) {
   Limits limits = flags.limits;
+  limits.prefill_chunk = flags.prefill_chunk.value_or(0);
+  if (flags.prefill_chunk == 0)
+    return fail(ErrorKind::kInvalidArgument, "--prefill-chunk 0 is out of range: 16 to 8192");
   if (!flags.memory_budget.empty()) {
     auto bytes = parse_bytes(flags.memory_budget);
     if (!bytes) return within("--memory-budget", bytes.error());

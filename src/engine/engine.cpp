@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/units.h"
 
@@ -149,49 +150,94 @@ void Engine::drop_cancelled() {
   }
 }
 
+// Where the backend overlaps, the next step is begun before this one's tokens are waited for: it takes them
+// from the device. Who ends with them has one row too many in the next step, which is dropped.
 void Engine::step() {
   const std::vector<StepItem> items = scheduler_.next_step();
-  if (items.empty()) return publish_stats();
-  std::vector<Chunk> chunks;
-  chunks.reserve(items.size());
-  for (const StepItem& item : items) {
-    const Sequence& sequence = *item.sequence;
-    chunks.push_back({std::span(sequence.tokens)
-                          .subspan(static_cast<size_t>(sequence.computed), static_cast<size_t>(item.count)),
-                      sequence.computed, sequence.pages.pages(), item.samples()});
+  std::optional<Flight> next;
+  if (!items.empty()) {
+    auto begun = begin_step(items);
+    if (!begun) {
+      std::vector<SequencePtr> sequences;
+      for (const StepItem& item : items) sequences.push_back(item.sequence->shared_from_this());
+      fail_step(sequences, begun.error());
+    } else {
+      next = std::move(*begun);
+    }
   }
-  std::vector<Sampler*> samplers;
-  for (const StepItem& item : items) {
-    if (item.samples()) samplers.push_back(&item.sequence->sampler);
-  }
-  const auto tokens = backend_->sample(chunks, samplers);
-  if (!tokens) return fail_step(items, tokens.error());
-  ++counters_.steps;
-  const double now = now_seconds();
-  size_t row = 0;
-  for (const StepItem& item : items) {
-    Sequence& sequence = *item.sequence;
-    const bool samples = item.samples();
-    if (sequence.in_prompt()) counters_.prompt_tokens += item.count;
-    sequence.computed += item.count;
-    if (samples) accept_token(sequence, (*tokens)[row++], now);
-  }
+  if (flight_) finish_step(*std::exchange(flight_, std::nullopt));
+  flight_ = std::move(next);
+  // Nothing to begin behind it, or no use in waiting.
+  if (flight_ && (!backend_->overlaps() || scheduler_.running().empty()))
+    finish_step(*std::exchange(flight_, std::nullopt));
   publish_stats();
 }
 
-void Engine::fail_step(const std::vector<StepItem>& items, const Error& error) {
+Result<Engine::Flight> Engine::begin_step(const std::vector<StepItem>& items) {
+  static constexpr TokenId kUnknown = -1;
+  std::vector<Chunk> chunks;
+  std::vector<Sampler*> samplers;
+  Flight flight;
   for (const StepItem& item : items) {
+    Sequence& sequence = *item.sequence;
+    Chunk chunk;
+    chunk.position = sequence.computed;
+    chunk.pages = sequence.pages.pages();
+    chunk.wants_logits = item.samples();
+    if (sequence.pending > 0) {
+      chunk.tokens = std::span(&kUnknown, 1);
+      chunk.pending = sequence.place;
+    } else {
+      chunk.tokens = std::span(sequence.tokens)
+                         .subspan(static_cast<size_t>(sequence.computed), static_cast<size_t>(item.count));
+    }
+    chunks.push_back(chunk);
+    flight.sequences.push_back(sequence.shared_from_this());
+    flight.prompt_tokens.push_back(sequence.in_prompt() ? item.count : 0);
+    flight.samples.push_back(chunk.wants_logits);
+    if (chunk.wants_logits) samplers.push_back(&sequence.sampler);
+  }
+  QWEN2_CHECK(backend_->begin(chunks, samplers));
+  int64_t place = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    Sequence& sequence = *items[i].sequence;
+    sequence.computed += items[i].count;
+    sequence.pending = flight.samples[i] ? 1 : 0;
+    if (flight.samples[i]) sequence.place = place++;
+  }
+  return flight;
+}
+
+void Engine::finish_step(const Flight& flight) {
+  const auto tokens = backend_->finish();
+  if (!tokens) return fail_step(flight.sequences, tokens.error());
+  ++counters_.steps;
+  const double now = now_seconds();
+  size_t row = 0;
+  for (size_t i = 0; i < flight.sequences.size(); ++i) {
+    Sequence& sequence = *flight.sequences[i];
+    counters_.prompt_tokens += flight.prompt_tokens[i];
+    if (!flight.samples[i]) continue;
+    const TokenId token = (*tokens)[row++];
+    if (!sequence.ended) accept_token(sequence, token, now);
+  }
+}
+
+void Engine::fail_step(const std::vector<SequencePtr>& sequences, const Error& error) {
+  for (const SequencePtr& sequence : sequences) {
+    if (sequence->ended) continue;
     TokenEvent event;
     event.finish = FinishReason::kError;
     event.error = error;
-    finish(*item.sequence, std::move(event));
+    finish(*sequence, std::move(event));
   }
-  publish_stats();
 }
 
 void Engine::accept_token(Sequence& sequence, TokenId token, double now) {
   if (sequence.generated() == 0) sequence.first_token = now;
   sequence.tokens.push_back(token);
+  // Unless the next one has been begun already.
+  if (sequence.computed < static_cast<int64_t>(sequence.tokens.size())) sequence.pending = 0;
   ++counters_.generated_tokens;
 
   TokenEvent event;
@@ -221,11 +267,12 @@ void Engine::finish(Sequence& sequence, TokenEvent event) {
   event.completion_tokens = sequence.generated();
   event.timings = {admitted - sequence.submitted, first - admitted, now - first};
   const EventCallback callback = std::move(sequence.callback);
+  sequence.ended = true;
   sequence.pages = PageLease();
   ++(event.finish == FinishReason::kCancelled ? counters_.cancelled : counters_.finished);
   double& mean = counters_.mean_request_seconds;
   mean = mean == 0 ? now - admitted : 0.9 * mean + 0.1 * (now - admitted);
-  scheduler_.remove(&sequence);  // may destroy `sequence`
+  scheduler_.remove(&sequence);  // destroys `sequence`, but for a step in flight that holds it
   {
     const std::scoped_lock lock(mutex_);
     --in_engine_;

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -73,7 +74,15 @@ class Engine {
   bool take_submitted(std::unique_lock<std::mutex>& lock);
   void drop_cancelled();
   void step();
-  void fail_step(const std::vector<StepItem>& items, const Error& error);
+  // A step that the backend has begun.
+  struct Flight {
+    std::vector<SequencePtr> sequences;  // in the step's order
+    std::vector<int64_t> prompt_tokens;  // of each
+    std::vector<bool> samples;
+  };
+  Result<Flight> begin_step(const std::vector<StepItem>& items);
+  void finish_step(const Flight& flight);
+  void fail_step(const std::vector<SequencePtr>& sequences, const Error& error);
   void accept_token(Sequence& sequence, TokenId token, double now);
   void finish(Sequence& sequence, TokenEvent event);
   void publish_stats();
@@ -81,9 +90,10 @@ class Engine {
   std::unique_ptr<Backend> backend_;
   const Tokenizer* tokenizer_;
   EngineOptions options_;
-  KvPool pool_;           // engine thread only
-  Scheduler scheduler_;   // engine thread only
-  EngineStats counters_;  // engine thread only, published by publish_stats
+  KvPool pool_;                   // engine thread only
+  Scheduler scheduler_;           // engine thread only
+  std::optional<Flight> flight_;  // engine thread only: the step whose tokens are awaited
+  EngineStats counters_;          // engine thread only, published by publish_stats
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;

@@ -37,6 +37,8 @@ std::vector<StepItem> Scheduler::next_step() const {
   int64_t budget = limits_.max_batch_tokens;
   for (const SequencePtr& sequence : running_) {
     if (sequence->in_prompt()) continue;
+    // Its last token is on its way.
+    if (sequence->generated() + sequence->pending >= sequence->request.max_new_tokens) continue;
     step.push_back({sequence.get(), 1});
     --budget;
   }

@@ -22,13 +22,16 @@ enum class Policy {
 };
 
 // A request inside the engine. The engine's thread owns everything but `cancelled`.
-struct Sequence {
+struct Sequence : std::enable_shared_from_this<Sequence> {
   Sequence(GenerationRequest request_, const Tokenizer* tokenizer, int64_t vocab_size,
            EventCallback callback_);
 
   GenerationRequest request;
   std::vector<TokenId> tokens;  // prompt and answer
-  int64_t computed = 0;         // tokens whose K and V are in the cache
+  int64_t computed = 0;         // tokens whose K and V are in the cache, or will be after the steps begun
+  int64_t pending = 0;          // tokens that steps begun will sample: 0 or 1
+  int64_t place = 0;            // of that token among those of its step
+  bool ended = false;           // whatever is still sampled for it is dropped
   PageLease pages;
   Sampler sampler;
   std::optional<StreamDecoder> decoder;  // none for a model without a tokeniser
@@ -50,9 +53,9 @@ struct StepItem {
   Sequence* sequence;
   int64_t count;  // tokens from sequence->computed on
 
-  // Whether a token is sampled after this step.
+  // Whether a token is sampled after this step, which has not begun.
   [[nodiscard]] bool samples() const {
-    return sequence->computed + count == static_cast<int64_t>(sequence->tokens.size());
+    return sequence->computed + count == static_cast<int64_t>(sequence->tokens.size()) + sequence->pending;
   }
 };
 

@@ -12,10 +12,9 @@
 namespace qwen2::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kHeads = 8;   // of one block at most; also the stride of the scores
-constexpr int kUnroll = 4;  // loads in flight
 constexpr int kElements = 8;
 
 template <int bits>
@@ -101,9 +100,14 @@ __device__ void add_key_bias(const RowAttentionArgs& a, int kv_head, int heads, 
   __syncthreads();
 }
 
-// One load of each of kUnroll keys or values by a group of lanes that share one.
-template <int dim, int bits>
+// In flight of each lane: few heads leave registers for all keys of a short context.
+template <int G>
+constexpr int kLoads = G == 1 ? 8 : G == 2 ? 4 : 2;
+
+// Loads of kUnroll keys or values by a group of lanes that share one.
+template <int dim, int bits, int loads>
 struct Batch {
+  static constexpr int kUnroll = loads;
   static constexpr int lanes = dim / kElements;
   static constexpr int stride = kThreads / lanes;
   Packed<bits> values[kUnroll];
@@ -126,9 +130,9 @@ struct Batch {
 // `k` holds the first batch.
 template <int dim, int bits, int G>
 __device__ __forceinline__ void score_keys(const RowAttentionArgs& a, const uint32_t* pages, int kv_head, int heads,
-                                           const float* q, int first_key, int keys, Batch<dim, bits>& k,
+                                           const float* q, int first_key, int keys, Batch<dim, bits, kLoads<G>>& k,
                                            float* scores) {
-  using B = Batch<dim, bits>;
+  using B = Batch<dim, bits, kLoads<G>>;
   constexpr int at_once = kWarp / B::lanes;
   const int lane = threadIdx.x % B::lanes;
   const int own = threadIdx.x / B::lanes;
@@ -143,10 +147,10 @@ __device__ __forceinline__ void score_keys(const RowAttentionArgs& a, const uint
     for (int i = 0; i < kElements; ++i) query[h][i] = all[i];
   }
   // Lanes of a warp stay together: shuffles need them.
-  for (int begin = own; begin - own % at_once < keys; begin += B::stride * kUnroll) {
+  for (int begin = own; begin - own % at_once < keys; begin += B::stride * B::kUnroll) {
     if (begin != own) k.load(a, pages, kv_head, 0, first_key, begin, keys, 0, INT_MAX);
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < B::kUnroll; ++u) {
       float values[kElements];
       unpack(k.values[u], values);
       float score = 0;
@@ -192,17 +196,17 @@ __device__ void soften(int heads, int keys, float* scores, float* maximum, float
 // Sums of weighted values, into `sums` [kWarps][heads][dim] of shared memory.
 template <int dim, int bits, int G>
 __device__ __forceinline__ void sum_values(const RowAttentionArgs& a, const uint32_t* pages, int kv_head, int heads,
-                                           int first_key, int keys, Batch<dim, bits>& v, const float* weights,
+                                           int first_key, int keys, Batch<dim, bits, kLoads<G>>& v, const float* weights,
                                            float* sums) {
-  using B = Batch<dim, bits>;
+  using B = Batch<dim, bits, kLoads<G>>;
   constexpr int lanes = B::lanes;
   const int lane = threadIdx.x % lanes;
   const int own = threadIdx.x / lanes;
   float total[G][kElements] = {};
-  for (int begin = own; begin < keys; begin += B::stride * kUnroll) {
+  for (int begin = own; begin < keys; begin += B::stride * B::kUnroll) {
     if (begin != own) v.load(a, pages, kv_head, 1, first_key, begin, keys, 0, INT_MAX);
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < B::kUnroll; ++u) {
       const int key = begin + u * B::stride;
       if (key >= keys) break;
       float values[kElements];
@@ -277,9 +281,9 @@ __global__ void __launch_bounds__(kThreads) attend_rows_kernel(const __grid_cons
   const float* q = a.q + (int64_t(row) * a.heads.q_heads + first_head) * dim;
   const uint32_t* pages = a.cache.pages + info.page_offset;
   float* scores = shared_floats;
-  const int own = threadIdx.x / Batch<dim, bits>::lanes;
+  const int own = threadIdx.x / Batch<dim, bits, kLoads<G>>::lanes;
   const int older = a.older_keys ? info.position : 0;
-  Batch<dim, bits> k, v;
+  Batch<dim, bits, kLoads<G>> k, v;
   k.load(a, pages, kv_head, 0, first_key, own, keys, 0, older);
   v.load(a, pages, kv_head, 1, first_key, own, keys, 0, older);
   wait_for_previous();

@@ -17,7 +17,7 @@ namespace qwen2::cuda {
 
 // One token of a step.
 struct Row {
-  int32_t token;
+  int32_t token;  // below zero: -1 - the place of the token among EmbedArgs::sampled
   int32_t position;
   int32_t page_offset;  // of its sequence's page table in `pages`
   int32_t place;        // of its logits; used by gather_rows
@@ -50,6 +50,9 @@ struct KvCache {
 };
 
 // --- Skinny products -------------------------------------------------------------------------------------
+
+// Partial sums that one reader adds up.
+constexpr int kMaxParts = 4;
 
 // What a product multiplies, in one of three forms. The last two are made by every block for itself, and are
 // for one row (see can_stage()).
@@ -189,7 +192,8 @@ struct EmbedArgs {
   DeviceMatrix embedding;
   int rows = 0;
   const Row* row_info = nullptr;
-  float* hidden = nullptr;  // [rows][cols]
+  const int32_t* sampled = nullptr;  // of earlier steps
+  float* hidden = nullptr;           // [rows][cols]
   uint32_t* clear = nullptr;
   int clear_count = 0;
 };
@@ -239,6 +243,8 @@ struct SampleRow {
   int32_t top_k;
   float penalty;
   int32_t seen_offset, seen_count;
+  int32_t pending;  // the place of one more token that was seen, among the sampled ones; -1: none
+  int32_t unused;
   double uniform;
 };
 
@@ -249,7 +255,7 @@ struct SampleArgs {
   int64_t stride = 0;
   int vocab = 0;
   const int32_t* seen = nullptr;
-  int32_t* tokens = nullptr;
+  int32_t* tokens = nullptr;           // sampled, by place; earlier steps' too
   unsigned long long* best = nullptr;  // [count], zero, and zero again afterwards
   uint32_t* arrived = nullptr;         // the same
 };

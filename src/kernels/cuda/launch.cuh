@@ -7,23 +7,35 @@
 
 namespace qwen2::cuda {
 
-// Whether this kernel's code waits for its predecessor itself (sm_90 and later).
+// The architecture that this kernel's code was compiled for, as 75 or 90, by whichever compiler.
 template <class Kernel>
-bool waits_itself(Kernel kernel) {
+int compiled_for(Kernel kernel) {
   cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) return false;
-  return attributes.ptxVersion >= 90;
+  if (cudaFuncGetAttributes(&attributes, kernel) != cudaSuccess) return 0;
+  return attributes.ptxVersion;
+}
+
+// Raises the limit of a kernel's shared memory to the card's, and has the whole of it kept for that: kernels that
+// want different shares of it could not run beside each other.
+template <class Kernel>
+cudaError_t open_shared_memory(Kernel kernel) {
+  int device = 0;
+  int most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaFuncAttributes attributes{};
+  cudaFuncGetAttributes(&attributes, kernel);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              most - static_cast<int>(attributes.sharedSizeBytes));
 }
 
 // One answer for each kernel: `kernel` is a template argument so that the lookups happen once.
 template <auto kernel, class... Args>
 void launch(dim3 grid, unsigned threads, size_t shared, cudaStream_t stream, Args&&... args) {
-  static const bool dependent = waits_itself(kernel);
-  if (shared > 48 * 1024) {
-    static const cudaError_t raised =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 * 1024);
-    if (raised != cudaSuccess) return;  // the error stays for cudaGetLastError()
-  }
+  static const bool dependent = compiled_for(kernel) >= 90;
+  static const cudaError_t opened = open_shared_memory(kernel);
+  if (opened != cudaSuccess) return;  // the error stays for cudaGetLastError()
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

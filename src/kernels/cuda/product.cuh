@@ -13,7 +13,6 @@
 
 namespace qwen2::cuda {
 
-constexpr int kRing = 4;            // chunks on their way to each warp
 constexpr int kNormThreads = 256;   // fixed, so that sums of squares do not depend on the block
 constexpr int kNormQuads = 2;       // of each thread, in registers: up to 2048 columns
 constexpr int kMaxWarps = 12;
@@ -57,17 +56,114 @@ struct LaneChunk {
   uint32_t scale[2];  // fp16 bits
 };
 
-// Where a warp reads next: one place for codes and one for scales.
-struct Cursor {
-  const uint8_t* codes;
-  const uint16_t* scales;
+// Chunks on their way to a warp. From Ampere on they wait in shared memory, where each lane finds what it copied
+// itself; on Turing in registers, whose places the loop must name.
+constexpr int kAsyncDepth = 6;
+constexpr int kRegisterDepth = 3;
+constexpr int kStageBytes = kTileRows * kChunkBytes + kTileRows * 2;  // codes, and scales of the coarse forms
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool kAsync = true;
+#else
+constexpr bool kAsync = false;
+#endif
+constexpr int kPlaces = kAsync ? 1 : kRegisterDepth;  // that the loop names
+
+__device__ __forceinline__ void copy_once(uint32_t to, const void* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#endif
+}
+__device__ __forceinline__ void end_group() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int pending>
+__device__ __forceinline__ void wait_groups() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
+}
+__device__ __forceinline__ uint4 load_shared(uint32_t from) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(from)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ uint32_t load_shared_u16(uint32_t from) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(from) : "memory");
+  return v;
+}
+
+template <bool scaled>
+class Ring {
+ public:
+  // Of this warp: kAsyncDepth stages of shared memory.
+  __device__ __forceinline__ explicit Ring(const void* memory)
+      : begin_(static_cast<uint32_t>(__cvta_generic_to_shared(memory)) + lane() * 16), head_(begin_), tail_(begin_) {}
+
+  // Starts the chunk at `codes`, with its scales.
+  __device__ __forceinline__ void start(int place, const uint8_t* codes, int64_t high_row, const uint16_t* scales) {
+    if constexpr (kAsync) {
+      copy_once(head_, codes);
+      copy_once(head_ + 512, codes + high_row);
+      if (scaled && lane() < 2) copy_once(head_ + 1024, scales + lane() * 8);
+    } else {
+      LaneChunk& slot = slots_[place];
+      slot.low = load_once(codes);
+      slot.high = load_once(codes + high_row);
+      if (scaled) {
+        slot.scale[0] = __ldg(scales + lane() / 4);
+        slot.scale[1] = __ldg(scales + lane() / 4 + 8);
+      }
+    }
+  }
+  // After every start(), and in its place when there is nothing more to start.
+  __device__ __forceinline__ void pass() {
+    if constexpr (kAsync) {
+      end_group();
+      head_ = next(head_);
+    }
+  }
+  // The oldest chunk.
+  __device__ __forceinline__ LaneChunk take(int place) {
+    if constexpr (!kAsync) return slots_[place];
+    wait_groups<kAsyncDepth - 1>();
+    if (scaled) __syncwarp();
+    LaneChunk c;
+    c.low = load_shared(tail_);
+    c.high = load_shared(tail_ + 512);
+    if (scaled) {
+      const uint32_t scales = tail_ - lane() * 16 + 1024 + lane() / 4 * 2;
+      c.scale[0] = load_shared_u16(scales);
+      c.scale[1] = load_shared_u16(scales + 16);
+    }
+    tail_ = next(tail_);
+    return c;
+  }
+
+ private:
+  static __device__ __forceinline__ uint32_t lane() { return threadIdx.x % kWarp; }
+  __device__ __forceinline__ uint32_t next(uint32_t at) const {
+    return at == begin_ + (kAsyncDepth - 1) * kStageBytes ? begin_ : at + kStageBytes;
+  }
+  uint32_t begin_, head_, tail_;
+  LaneChunk slots_[kPlaces];
 };
 
 // Two fp16 pairs of the q-th pairs of a word, exact.
 template <MatrixForm form>
-__device__ __forceinline__ uint32_t unpack_pair(uint32_t word, int q) {
+__device__ __forceinline__ uint32_t unpack_pair(uint32_t word, int q, uint32_t magic) {
   if constexpr (form_bits(form) == 8) {
-    const uint32_t pair = __byte_perm(word, 0x64646464U, q == 0 ? 0x4140 : 0x4342);  // 1024 + byte
+    uint32_t pair;  // 1024 + byte, twice; the selector as a constant: the compiler would rather load it each time
+    if (q == 0) {
+      asm("prmt.b32 %0, %1, %2, 0x4140;" : "=r"(pair) : "r"(word), "r"(magic));
+    } else {
+      asm("prmt.b32 %0, %1, %2, 0x4342;" : "=r"(pair) : "r"(word), "r"(magic));
+    }
     return as_bits(__hsub2(as_half2(pair), as_half2(0x64806480U)));                  // - 1152
   } else {
     constexpr bool general = is_general(form);
@@ -87,7 +183,7 @@ __device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
 
 // The registers of step `s` (16 columns) of a chunk.
 template <MatrixForm form>
-__device__ __forceinline__ void unpack_step(const LaneChunk& c, int s, uint32_t (&a)[4]) {
+__device__ __forceinline__ void unpack_step(const LaneChunk& c, int s, uint32_t magic, uint32_t (&a)[4]) {
   if constexpr (form == MatrixForm::kF16) {
     a[0] = word_of(c.low, 2 * s);
     a[1] = word_of(c.high, 2 * s);
@@ -96,10 +192,10 @@ __device__ __forceinline__ void unpack_step(const LaneChunk& c, int s, uint32_t 
   } else {
     const int word = form_bits(form) == 8 ? s : s / 2;
     const int first = form_bits(form) == 8 ? 0 : s % 2 * 2;
-    a[0] = unpack_pair<form>(word_of(c.low, word), first);
-    a[1] = unpack_pair<form>(word_of(c.high, word), first);
-    a[2] = unpack_pair<form>(word_of(c.low, word), first + 1);
-    a[3] = unpack_pair<form>(word_of(c.high, word), first + 1);
+    a[0] = unpack_pair<form>(word_of(c.low, word), first, magic);
+    a[1] = unpack_pair<form>(word_of(c.high, word), first, magic);
+    a[2] = unpack_pair<form>(word_of(c.low, word), first + 1, magic);
+    a[3] = unpack_pair<form>(word_of(c.high, word), first + 1, magic);
   }
 }
 
@@ -139,7 +235,8 @@ __device__ __forceinline__ int staged_place(int col) {
 
 template <MatrixForm form, int NT, bool fine>
 __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const LaneChunk& c, const __half* x,
-                                               int64_t stride8, int tile, int chunk, int g, Sums<NT>& sums) {
+                                               int64_t stride8, int tile, int chunk, int g, uint32_t magic,
+                                               Sums<NT>& sums) {
   constexpr int steps = chunk_columns(form) / 16;
   constexpr int columns = NT == 0 ? 1 : NT;
   Sums<NT> part = {};
@@ -153,7 +250,7 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t a[4];
-      unpack_step<form>(c, s + half, a);
+      unpack_step<form>(c, s + half, magic, a);
 #pragma unroll
       for (int n = 0; n < columns; ++n) {
         if constexpr (form == MatrixForm::kF16) {
@@ -189,7 +286,7 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
 #pragma unroll
         for (int n = 0; n < columns; ++n) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {
+          for (int i = 0; i < 4; i += NT == 0 ? 2 : 1) {
             sums[n][i] += scale[i / 2] * part[n][i];
             part[n][i] = 0;
             if constexpr (is_general(form)) {
@@ -207,13 +304,18 @@ __device__ __forceinline__ float4 sum_partials(const ProductInput& in, int rows,
                                                float scale = 1) {
   const int64_t at = int64_t(row) * cols + k;
   float4 v = __ldcg(reinterpret_cast<const float4*>(in.hidden + at));
-  for (int p = 0; p < in.parts; ++p) {
-    const float4 add =
-        __ldcg(reinterpret_cast<const float4*>(in.partials + int64_t(p) * rows * cols + at));
-    v.x += add.x * scale;
-    v.y += add.y * scale;
-    v.z += add.z * scale;
-    v.w += add.w * scale;
+  float4 add[kMaxParts];
+#pragma unroll
+  for (int p = 0; p < kMaxParts; ++p) {  // all on their way before the first is needed
+    if (p < in.parts) add[p] = __ldcg(reinterpret_cast<const float4*>(in.partials + int64_t(p) * rows * cols + at));
+  }
+#pragma unroll
+  for (int p = 0; p < kMaxParts; ++p) {
+    if (p >= in.parts) continue;
+    v.x += add[p].x * scale;
+    v.y += add[p].y * scale;
+    v.z += add[p].z * scale;
+    v.w += add[p].w * scale;
   }
   return v;
 }
@@ -265,29 +367,29 @@ __device__ __forceinline__ void stage_normed(const DeviceMatrix& w, const Produc
   }
 }
 
-// fp16 or float activations; returns what the products must be multiplied by.
+// fp16 or float activations of columns [begin, end); returns what the products must be multiplied by.
 template <MatrixForm form>
-__device__ __forceinline__ float stage_plain(const DeviceMatrix& w, const ProductInput& in, __half* out) {
+__device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, int end, __half* out) {
   constexpr int kLoads = 6;
   if (in.x != nullptr) {
-    for (int k = threadIdx.x * 4; k < w.cols; k += blockDim.x * 4)
+    for (int k = begin + threadIdx.x * 4; k < end; k += blockDim.x * 4)
       *reinterpret_cast<uint2*>(out + staged_place<form>(k)) = __ldcg(reinterpret_cast<const uint2*>(in.x + k));
     return 1;
   }
   float factor = 1;
-  for (int first = threadIdx.x * 4; first < w.cols; first += kLoads * blockDim.x * 4) {
+  for (int first = begin + threadIdx.x * 4; first < end; first += kLoads * blockDim.x * 4) {
     float4 v[kLoads];
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int k = first + i * blockDim.x * 4;
-      if (k < w.cols) v[i] = __ldcg(reinterpret_cast<const float4*>(in.values + k));
+      if (k < end) v[i] = __ldcg(reinterpret_cast<const float4*>(in.values + k));
     }
     factor = half_scale(__uint_as_float(__ldcg(in.row_max)));
     const float down = 1.0F / factor;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int k = first + i * blockDim.x * 4;
-      if (k < w.cols) put_quad<form>(out, k, {v[i].x * down, v[i].y * down, v[i].z * down, v[i].w * down});
+      if (k < end) put_quad<form>(out, k, {v[i].x * down, v[i].y * down, v[i].z * down, v[i].w * down});
     }
   }
   return half_scale(__uint_as_float(__ldcg(in.row_max)));
@@ -355,22 +457,23 @@ __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p
   }
 }
 
-// One pair of finished sums. A call, because the loop over chunks has a copy of what surrounds it for each place of
-// the ring.
-static __device__ __noinline__ void store_pair(const ProductArgs& a, int tile, int pair, int m, float v0, float v1,
-                                               float factor, unsigned* block_max, const QkvPair& qkv, bool found) {
+// One pair of finished sums. Returns the magnitude of what SwiGLU makes of it.
+__device__ __forceinline__ float store_pair(const ProductArgs& a, int tile, int pair, int m, float v0, float v1,
+                                            float factor, const QkvPair& qkv) {
   if (a.output == ProductOutput::kQkv) {
-    store_qkv(a, found ? qkv : find_qkv(a, tile, pair, m), m, v0, v1);
-  } else if (a.output == ProductOutput::kSwiglu) {
+    store_qkv(a, qkv, m, v0, v1);
+    return 0;
+  }
+  if (a.output == ProductOutput::kSwiglu) {
     const float value = v0 / (1.0F + __expf(-v0)) * v1;
     a.y[m * a.y_stride + (a.first_row + tile * kTileRows) / 2 + pair] = value;
-    atomicMax(block_max + m, __float_as_uint(fabsf(value)));
-  } else {
-    float* y = a.y + (int64_t(blockIdx.y) * a.rows + m) * a.y_stride + a.first_row;
-    const int n = tile * kTileRows + pair;
-    if (n < a.out_rows) y[n] = v0 * factor;
-    if (n + 8 < a.out_rows) y[n + 8] = v1 * factor;
+    return fabsf(value);
   }
+  float* y = a.y + (int64_t(blockIdx.y) * a.rows + m) * a.y_stride + a.first_row;
+  const int n = tile * kTileRows + pair;
+  if (n < a.out_rows) y[n] = v0 * factor;
+  if (n + 8 < a.out_rows) y[n + 8] = v1 * factor;
+  return 0;
 }
 
 // Columns that are added up at once, and buffers, so that one tile's sums are read while the next one's are written.
@@ -391,7 +494,7 @@ template <int NT>
 __device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int turn, int team, int in_team, int split,
                                             const Sums<NT>& sums,
                                             float* buffer, float factor, const float* factors, unsigned* block_max,
-                                            const QkvPair& qkv) {
+                                            const QkvPair& qkv, float& largest) {
   using R = Reduce<NT>;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -428,8 +531,16 @@ __device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int 
       v0 += __shfl_xor_sync(kFullMask, v0, 2);
       v1 += __shfl_xor_sync(kFullMask, v1, 2);
       const int m = pass * R::columns + column;
-      if (lane % 4 == 0 && m < a.rows)
-        store_pair(a, tile, pair, m, v0, v1, NT == 0 ? factor : factors[m], block_max, qkv, NT == 0 && turn == 0);
+      if (lane % 4 != 0 || m >= a.rows) continue;
+      const bool found = NT == 0 && turn == 0;
+      const float magnitude =
+          store_pair(a, tile, pair, m, v0, v1, NT == 0 ? factor : factors[m],
+                     found || a.output != ProductOutput::kQkv ? qkv : find_qkv(a, tile, pair, m));
+      if constexpr (NT == 0) {
+        largest = fmaxf(largest, magnitude);
+      } else if (a.output == ProductOutput::kSwiglu) {
+        atomicMax(block_max + m, __float_as_uint(magnitude));
+      }
     }
     if (R::buffers == 1) team_barrier(team, split * kWarp);
   }
@@ -438,7 +549,7 @@ __device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int 
 template <MatrixForm form, int NT, bool fine>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
     product_kernel(const __grid_constant__ ProductArgs a, int chunks_a_part, int whole,
-                                                    int rounds, int split, int teams, int group_shift) {
+                                                    int rounds, int split, int teams, int group_shift, int ring_offset) {
   extern __shared__ uint4 shared_memory[];
   __shared__ float factors[NT == 0 ? 1 : kMaxRows];
   __shared__ unsigned block_max[NT == 0 ? 1 : kMaxRows];
@@ -462,28 +573,24 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   int own_tiles = rounds;
   while (own_tiles > 0 && first_tile + (own_tiles - 1) * tile_stride >= w.tiles()) --own_tiles;
 
-  LaneChunk ring[kRing];
+  Ring<scaled> ring(reinterpret_cast<const char*>(shared_memory) + ring_offset + warp * kAsyncDepth * kStageBytes);
   const uint8_t* codes =
       w.codes + (int64_t(first_tile) * kTileRows + g) * w.row_bytes + first_chunk * kChunkBytes + t * 16;
-  const uint16_t* scales = static_cast<const uint16_t*>(w.scales) + int64_t(first_tile) * w.groups * kTileRows + g;
+  const uint16_t* scales = static_cast<const uint16_t*>(w.scales) + int64_t(first_tile) * w.groups * kTileRows;
   const int64_t high_row = 8 * w.row_bytes;
   const int64_t code_jump = int64_t(tile_stride) * kTileRows * w.row_bytes - int64_t(steps) * split * kChunkBytes;
   const int64_t scale_jump = int64_t(tile_stride) * w.groups * kTileRows;
+  const int64_t step_bytes = split * kChunkBytes;
   int fetches = own_tiles * steps;
   int fetch_step = steps;
   int fetch_chunk = first_chunk;
-  const auto fetch = [&](LaneChunk& slot) {
-    if (fetches <= 0) return;
+  const auto fetch = [&](int place) {
+    if (fetches <= 0) return ring.pass();
     --fetches;
-    slot.low = load_once(codes);
-    slot.high = load_once(codes + high_row);
-    codes += split * kChunkBytes;
-    if constexpr (scaled) {
-      const uint16_t* at = scales + (fetch_chunk >> group_shift) * kTileRows;
-      slot.scale[0] = __ldg(at);
-      slot.scale[1] = __ldg(at + 8);
-      fetch_chunk += split;
-    }
+    ring.start(place, codes, high_row, scaled ? scales + (fetch_chunk >> group_shift) * kTileRows : nullptr);
+    ring.pass();
+    codes += step_bytes;
+    if constexpr (scaled) fetch_chunk += split;
     if (--fetch_step == 0) {
       fetch_step = steps;
       codes += code_jump;
@@ -494,7 +601,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
     }
   };
 #pragma unroll
-  for (int i = 0; i < kRing; ++i) fetch(ring[i]);
+  for (int i = 0; i < (kAsync ? kAsyncDepth : kRegisterDepth); ++i) fetch(i);
 
   float factor = 1;
   const __half* x;
@@ -520,7 +627,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
     } else {
       wait_for_previous();
       let_next_start();
-      factor = stage_plain<form>(w, a.input, xs);
+      const int begin = static_cast<int>(blockIdx.y) * chunks_a_part * chunk_columns(form);
+      factor = stage_plain<form>(a.input, begin, min(end_chunk * chunk_columns(form), w.cols), xs);
     }
     x = xs + lane_offset<form, true>(t);
   } else {
@@ -538,11 +646,14 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   }
   __syncthreads();
 
+  uint32_t magic;  // the exponent of 1024, in a register
+  asm volatile("mov.u32 %0, 0x64646464;" : "=r"(magic));
   Sums<NT> sums = {};
+  float largest = 0;  // of this lane's results, for one row
   int tile = first_tile;
   int turn = 0;
   const auto finish_tile = [&] {
-    reduce_tile<NT>(a, tile, turn++, team, in_team, split, sums, buffer, factor, factors, block_max, qkv);
+    reduce_tile<NT>(a, tile, turn++, team, in_team, split, sums, buffer, factor, factors, block_max, qkv, largest);
 #pragma unroll
     for (auto& column : sums) {
 #pragma unroll
@@ -558,12 +669,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   int chunk = first_chunk;
   while (work > 0) {
 #pragma unroll
-    for (int i = 0; i < kRing; ++i) {
+    for (int i = 0; i < kPlaces; ++i) {
       if (work <= 0) break;
       --work;
-      multiply_chunk<form, NT, fine>(w, ring[i], x + chunk * chunk_columns(form), 8 * stride, tile, chunk, g, sums);
+      const LaneChunk taken = ring.take(i);
+      multiply_chunk<form, NT, fine>(w, taken, x + chunk * chunk_columns(form), 8 * stride, tile, chunk, g, magic, sums);
       chunk += split;
-      fetch(ring[i]);
+      fetch(i);
       if (--step > 0) continue;
       step = steps;
       chunk = first_chunk;
@@ -571,6 +683,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
     }
   }
   if (a.output == ProductOutput::kSwiglu) {
+    if constexpr (NT == 0) {
+      largest = warp_max(largest);
+      if (threadIdx.x % kWarp == 0) atomicMax(block_max, __float_as_uint(largest));
+    }
     __syncthreads();
     for (int m = threadIdx.x; m < a.rows; m += blockDim.x) atomicMax(a.row_max + m, block_max[m]);
   }
@@ -604,10 +720,15 @@ void product_of(const ProductArgs& a, int multiprocessors, cudaStream_t stream) 
     }
   }
   const auto run = [&]<int NT>() {
-    const size_t shared =
+    // Sums of tiles, staged activations, chunks on their way.
+    const size_t ring_offset =
         sizeof(float) * Reduce<NT>::floats + (NT == 0 ? staged_bytes(form, a.w.row_bytes) : 0);
+    static const bool async = compiled_for(product_kernel<form, NT, fine>) >= 80;
+    const size_t shared =
+        ring_offset + (async ? static_cast<size_t>(shape.split * shape.teams) * kAsyncDepth * kStageBytes : 0);
     launch<product_kernel<form, NT, fine>>(blocks, threads, shared, stream, a, chunks_a_part,
-                                           chunks_a_part / shape.split, rounds, shape.split, shape.teams, shift);
+                                           chunks_a_part / shape.split, rounds, shape.split, shape.teams, shift,
+                                           static_cast<int>(ring_offset));
   };
   if (a.rows == 1 && a.input.stride == 0) return run.template operator()<0>();
   if (a.rows <= 8) return run.template operator()<1>();

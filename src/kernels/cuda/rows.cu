@@ -29,7 +29,8 @@ __global__ void embed_kernel(const __grid_constant__ EmbedArgs a) {
   if (row == 0) {
     for (int i = threadIdx.x; i < a.clear_count; i += blockDim.x) a.clear[i] = 0;
   }
-  const int token = a.row_info[row].token;
+  int token = a.row_info[row].token;
+  if (token < 0) token = a.sampled[-1 - token];
   for (int k = threadIdx.x; k < a.embedding.cols; k += blockDim.x) {
     const int to = a.embedding.order != nullptr ? a.embedding.order[k] : k;
     a.hidden[int64_t(row) * a.embedding.cols + to] = element(a.embedding, token, k);

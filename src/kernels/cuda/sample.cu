@@ -30,10 +30,19 @@ __global__ void penalise_kernel(const __grid_constant__ SampleArgs a) {
   let_next_start();
   const SampleRow row = a.rows[blockIdx.x];
   float* logits = a.logits + row.logits_row * a.stride;
-  for (int i = threadIdx.x; i < row.seen_count; i += blockDim.x) {
-    float& logit = logits[a.seen[row.seen_offset + i]];
+  const auto penalise = [&](int token) {
+    float& logit = logits[token];
     logit = logit > 0 ? logit / row.penalty : logit * row.penalty;
+  };
+  const int pending = row.pending >= 0 ? a.tokens[row.pending] : -1;
+  bool found = false;
+  for (int i = threadIdx.x; i < row.seen_count; i += blockDim.x) {
+    const int token = a.seen[row.seen_offset + i];
+    found = found || token == pending;
+    penalise(token);
   }
+  const bool known = __syncthreads_or(found ? 1 : 0) != 0;
+  if (pending >= 0 && !known && row.penalty != 1 && threadIdx.x == 0) penalise(pending);
 }
 
 // The larger key, and of equal ones the smaller id, is the larger number.
