@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -58,6 +59,8 @@ class Backend {
   // Bytes per second of a plain read of the weights (or of a larger buffer, if they fit the caches), now.
   [[nodiscard]] virtual double measure_read_bandwidth() const = 0;
   [[nodiscard]] virtual std::string describe() const = 0;
+  // Bytes of a GPU that the process holds, as its driver says; nothing where there is none.
+  [[nodiscard]] virtual std::optional<uint64_t> device_memory() const { return std::nullopt; }
 
   // Runs the chunks. At most max_num_seqs chunks, each of at most prefill_chunk tokens. The logits are valid
   // until the next call.

@@ -27,8 +27,6 @@ using cuda::Row;
 constexpr int64_t kShortChunk = 16;
 // Grids of the attention of rows that graphs are recorded for: parts of the longest row.
 constexpr std::array<int, 3> kSplitClasses{1, 8, cuda::kMaxSplits};
-// An allowance for recorded graphs and code that is loaded on first use; see docs/design.md.
-constexpr uint64_t kGraphBytes = 64 * kMiB;
 
 static_assert(sizeof(Row) == CudaWorkspace::kRowBytes);
 static_assert(sizeof(cuda::SampleRow) == CudaWorkspace::kSampleBytes);
@@ -90,7 +88,7 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   QWEN2_CHECK(cuda_status(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for free memory"));
   CudaOverhead overhead;
   overhead.context = nvml_process_memory(bus_id_).value_or(total_bytes - free_bytes);
-  overhead.graphs = kGraphBytes;
+  overhead.graphs = kCudaGraphBytes;
   overhead.available = overhead.context + free_bytes;
   QWEN2_TRY(plan_, plan_cuda(checkpoint, config_, limits, options_, overhead));
 
@@ -106,7 +104,17 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   QWEN2_CHECK(allocate());
   QWEN2_TRY(dense_, CublasLt::open(w_.gemm, kCudaGemmWorkspace));
   QWEN2_CHECK(separate_key_bias());
-  return record_graphs();
+  QWEN2_CHECK(record_graphs());
+  const uint64_t held = device_memory().value_or(0);
+  if (held > plan_.budget) {
+    return fail(ErrorKind::kOutOfMemory, "the driver counts {} where the budget is {}. The plan was:\n{}",
+                format_bytes(held), format_bytes(plan_.budget), plan_.table());
+  }
+  return {};
+}
+
+std::optional<uint64_t> CudaBackend::device_memory() const {
+  return nvml_process_memory(bus_id_);
 }
 
 Status CudaBackend::allocate() {
@@ -233,20 +241,7 @@ std::string CudaBackend::describe() const {
 }
 
 size_t CudaBackend::bytes_per_decode_step() const {
-  size_t bytes = 0;
-  const auto add = [&](const CudaMatrix& matrix) {
-    for (const CudaMatrixPart& part : matrix) {
-      const cuda::DeviceMatrix& m = part.matrix;
-      const auto scales = static_cast<size_t>(m.rows) * static_cast<size_t>(m.groups);
-      bytes += static_cast<size_t>(m.rows * m.row_bytes) + scales * (cuda::is_general(m.form) ? 8 : 2);
-    }
-  };
-  for (const CudaLayer& layer : weights_.layers) {
-    for (const CudaMatrix* matrix : {&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down})
-      add(*matrix);
-  }
-  add(weights_.head);
-  return bytes;
+  return cuda_decode_bytes(weights_);
 }
 
 double CudaBackend::measure_read_bandwidth() const {
@@ -584,6 +579,7 @@ ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, 
   args.epsilon = config_.rms_norm_eps;
   args.x = w_.x;
   args.stride = cuda_row_stride(config_.hidden_size);
+  args.lane_order = wants_lane_order(matrix) && matrix.front().matrix.order == nullptr;
   cuda::add_norm(args, stream_);
   input.x = args.x;
   input.stride = args.stride;
@@ -620,6 +616,10 @@ void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts,
                                  : cuda::split_keys(static_cast<int>(plan_.limits.max_model_len));
   attention.out = w_.attended;
   attention.out_stride = cuda_row_stride(config_.q_size());
+  const cuda::DeviceMatrix& output_matrix = w.attention_output.front().matrix;
+  const bool stages_output = count == 1 && cuda::can_stage(output_matrix, false);
+  attention.lane_order =
+      !stages_output && wants_lane_order(w.attention_output) && output_matrix.order == nullptr;
   attention.part_sums = w_.part_sums;
   attention.part_scalars = w_.part_scalars;
   attention.arrived = w_.arrived;
@@ -628,8 +628,7 @@ void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts,
   ProductArgs output;
   output.rows = count;
   output.input.x = w_.attended;
-  output.input.stride =
-      count == 1 && cuda::can_stage(w.attention_output.front().matrix, false) ? 0 : attention.out_stride;
+  output.input.stride = stages_output ? 0 : attention.out_stride;
   output.out_rows = hidden;
   output.y = w_.partials;
   output.y_stride = hidden;
@@ -654,7 +653,8 @@ void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts,
   } else {
     const int64_t stride = cuda_row_stride(config_.intermediate_size);
     cuda::scale_to_half(
-        {count, static_cast<int>(config_.intermediate_size), w_.products, gate_up.row_max, w_.x, stride},
+        {count, static_cast<int>(config_.intermediate_size), w_.products, gate_up.row_max, w_.x, stride,
+         wants_lane_order(w.down) && down_matrix.order == nullptr},
         stream_);
     down.input.x = w_.x;
     down.input.stride = stride;

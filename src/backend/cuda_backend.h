@@ -28,6 +28,7 @@ class CudaBackend final : public Backend {
   [[nodiscard]] size_t bytes_per_decode_step() const override;
   [[nodiscard]] double measure_read_bandwidth() const override;
   [[nodiscard]] std::string describe() const override;
+  [[nodiscard]] std::optional<uint64_t> device_memory() const override;
   Result<Logits> forward(std::span<const Chunk> chunks) override;
   Status begin(std::span<const Chunk> chunks, std::span<Sampler* const> samplers) override;
   Result<std::vector<TokenId>> finish() override;

@@ -62,7 +62,11 @@ Result<CudaMatrix> lay_out(const Checkpoint& checkpoint, const Precision& precis
       runs.emplace_back(format, source.rows);
     }
   }
-  if (entry.role == MatrixRole::kGateUp && runs.size() > 1) runs = {{Format(), entry.rows()}};
+  // Rows of two formats have two parts; but gate and up, whose rows alternate, must share one, and so must fp16 and
+  // quantised rows, which want their activations in different orders.
+  const auto is_fp16 = [](const auto& run) { return !run.first; };
+  if (runs.size() > 1 && (entry.role == MatrixRole::kGateUp || std::any_of(runs.begin(), runs.end(), is_fp16)))
+    runs = {{Format(), entry.rows()}};
   CudaMatrix matrix;
   int64_t row = 0;
   for (const auto& [format, rows] : runs) {
@@ -193,8 +197,37 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   return w;
 }
 
-Result<MemoryPlan> plan_cuda(const Checkpoint& checkpoint, const Qwen2Config& config, const Limits& asked,
-                             const CudaOptions& options, const CudaOverhead& overhead) {
+bool wants_lane_order(const CudaMatrix& matrix) {
+  return matrix.front().matrix.form != MatrixForm::kF16;
+}
+
+uint64_t cuda_decode_bytes(const CudaWeights& weights) {
+  uint64_t bytes = 0;
+  const auto add = [&](const CudaMatrix& matrix) {
+    for (const CudaMatrixPart& part : matrix) {
+      const DeviceMatrix& m = part.matrix;
+      const auto scales = static_cast<uint64_t>(m.rows) * static_cast<uint64_t>(m.groups);
+      bytes += static_cast<uint64_t>(m.rows * m.row_bytes) + scales * (cuda::is_general(m.form) ? 8 : 2);
+    }
+  };
+  for (const CudaLayer& layer : weights.layers) {
+    for (const CudaMatrix* matrix : {&layer.qkv, &layer.attention_output, &layer.gate_up, &layer.down})
+      add(*matrix);
+  }
+  add(weights.head);
+  return bytes;
+}
+
+namespace {
+
+struct CudaCosts {
+  Limits limits;
+  BackendCosts costs;
+  uint64_t decode_bytes;
+};
+
+Result<CudaCosts> costs_of(const Checkpoint& checkpoint, const Qwen2Config& config, const Limits& asked,
+                           const CudaOptions& options, const CudaOverhead& overhead) {
   QWEN2_TRY(const Limits limits, choose_limits(config, asked, kPrefillChunk));
   CudaArena weights_arena(nullptr);
   QWEN2_TRY(const CudaWeights weights,
@@ -213,7 +246,26 @@ Result<MemoryPlan> plan_cuda(const Checkpoint& checkpoint, const Qwen2Config& co
   lay_out_cuda_workspace(config, limits, weights, pages, workspace);
   // One more page of KV, which padding rows write to.
   costs.workspace = workspace.used() + static_cast<uint64_t>(costs.page_bytes);
-  return plan_memory(limits, costs);
+  return CudaCosts{limits, costs, cuda_decode_bytes(weights)};
+}
+
+}  // namespace
+
+Result<CudaPlanDraft> draft_cuda_plan(const Checkpoint& checkpoint, const Qwen2Config& config,
+                                      const Limits& limits, const CudaOptions& options,
+                                      const CudaOverhead& overhead) {
+  QWEN2_TRY(const CudaCosts own, costs_of(checkpoint, config, limits, options, overhead));
+  const PlanDraft draft = draft_memory_plan(own.limits, own.costs);
+  CudaPlanDraft result{draft.plan, draft.cure.empty(), draft.cure, own.decode_bytes, 0};
+  const int64_t pages_each = (own.limits.max_model_len + cuda::kPageTokens - 1) / cuda::kPageTokens;
+  if (result.fits) result.resident_requests = draft.plan.kv_pages / pages_each;
+  return result;
+}
+
+Result<MemoryPlan> plan_cuda(const Checkpoint& checkpoint, const Qwen2Config& config, const Limits& limits,
+                             const CudaOptions& options, const CudaOverhead& overhead) {
+  QWEN2_TRY(const CudaCosts own, costs_of(checkpoint, config, limits, options, overhead));
+  return plan_memory(own.limits, own.costs);
 }
 
 }  // namespace qwen2

@@ -55,6 +55,9 @@ class CudaArena {
   uintptr_t begin_;
 };
 
+// Whether products of several rows want their activations in the order of cuda::lane_place().
+bool wants_lane_order(const CudaMatrix& matrix);
+
 // Places every tensor. Reads nothing of the checkpoint but how its matrices are stored.
 Result<CudaWeights> lay_out_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config,
                                          const Precision& precision, CudaArena& arena);
@@ -127,7 +130,27 @@ struct CudaOverhead {
   uint64_t available = 0;  // of the card, for this process, where the user sets no budget
 };
 
-// `limits` may leave choices open; prompts go in larger chunks than on the CPU.
+// An allowance for recorded graphs and code that is loaded on first use; see docs/design.md.
+constexpr uint64_t kCudaGraphBytes = uint64_t{64} << 20;
+
+// Bytes of weights that a decode step of batch 1 reads.
+uint64_t cuda_decode_bytes(const CudaWeights& weights);
+
+struct CudaPlanDraft {
+  MemoryPlan plan;
+  bool fits = false;
+  std::string cure;  // where it does not
+  uint64_t decode_bytes = 0;
+  int64_t resident_requests = 0;  // of max_model_len each
+};
+
+// The plan without a card, whether it fits or not. `limits` may leave choices open; prompts go in larger
+// chunks than on the CPU.
+Result<CudaPlanDraft> draft_cuda_plan(const Checkpoint& checkpoint, const Qwen2Config& config,
+                                      const Limits& limits, const CudaOptions& options,
+                                      const CudaOverhead& overhead);
+
+// The same, where not fitting is an error.
 Result<MemoryPlan> plan_cuda(const Checkpoint& checkpoint, const Qwen2Config& config, const Limits& limits,
                              const CudaOptions& options, const CudaOverhead& overhead);
 

@@ -179,6 +179,7 @@ Status bench_engine(BenchEngineFlags& flags) {
   root["read_bandwidth_spread"] = to_json(read);
   root["bandwidth_fraction"] = fraction;
   root["peak_memory_bytes"] = peak_resident_memory_bytes();
+  if (const auto held = backend.device_memory()) root["device_memory_bytes"] = *held;
   root["weight_bytes"] = plan.weights;
   root["kv_bytes_per_token"] = plan.kv_bytes_per_token;
   fmt::print("{} on {}, prompt {}, generate {}, batch {}: medians of {} runs\n",
@@ -193,6 +194,10 @@ Status bench_engine(BenchEngineFlags& flags) {
       read.median / 1e9);
   fmt::print("memory   {} at the peak, {} of weights\n", format_bytes(peak_resident_memory_bytes()),
              format_bytes(plan.weights));
+  if (const auto held = backend.device_memory()) {
+    fmt::print("device   {} held, {} planned, of a budget of {}\n", format_bytes(*held),
+               format_bytes(plan.total()), format_bytes(plan.budget));
+  }
   if (flags.output.empty()) return {};
   return write_result(flags.output, std::move(root));
 }

@@ -79,6 +79,7 @@ using Action = std::function<Status()>;
 void add_serve(CLI::App& app, Action& action);
 void add_generate(CLI::App& app, Action& action);
 void add_info(CLI::App& app, Action& action);
+void add_plan(CLI::App& app, Action& action);
 void add_evaluate(CLI::App& app, Action& action);
 void add_quantize(CLI::App& app, Action& action);
 void add_bench_engine(CLI::App& app, Action& action);

@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
   qwen2::cli::add_serve(app, action);
   qwen2::cli::add_generate(app, action);
   qwen2::cli::add_info(app, action);
+  qwen2::cli::add_plan(app, action);
   qwen2::cli::add_evaluate(app, action);
   qwen2::cli::add_quantize(app, action);
   CLI::App* bench = app.add_subcommand("bench", "Benchmarks");

@@ -48,8 +48,9 @@ std::string MemoryPlan::table() const {
          row("total", total(), "") + row("budget", budget, "");
 }
 
-Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs) {
-  MemoryPlan plan;
+PlanDraft draft_memory_plan(const Limits& limits, const BackendCosts& costs) {
+  PlanDraft draft;
+  MemoryPlan& plan = draft.plan;
   plan.limits = limits;
   plan.weights = costs.weights;
   plan.workspace = costs.workspace;
@@ -62,20 +63,23 @@ Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs) 
   const uint64_t fixed = plan.total();
   const uint64_t left = plan.budget - std::min(plan.budget, fixed);
   const auto affordable = static_cast<int64_t>(left / static_cast<uint64_t>(costs.page_bytes));
-  plan.kv_pages = std::min(plan.limits.max_num_seqs * pages_each, affordable);
-  if (affordable < pages_each) {
-    plan.kv_pages = pages_each;
-    plan.kv_pool = static_cast<uint64_t>(pages_each * costs.page_bytes);
-    const std::string cure =
-        affordable > 0
-            ? fmt::format("--max-model-len {} would fit", affordable * costs.page_tokens)
-            : fmt::format("a budget of at least {} is needed for this length", format_bytes(plan.total()));
-    return fail(ErrorKind::kOutOfMemory,
-                "the memory budget does not hold one request of {} tokens; {}. The plan was:\n{}",
-                plan.limits.max_model_len, cure, plan.table());
-  }
+  const bool fits = affordable >= pages_each;
+  plan.kv_pages = fits ? std::min(plan.limits.max_num_seqs * pages_each, affordable) : pages_each;
   plan.kv_pool = static_cast<uint64_t>(plan.kv_pages * costs.page_bytes);
-  return plan;
+  if (!fits) {
+    draft.cure = affordable > 0 ? fmt::format("--max-model-len {} would fit", affordable * costs.page_tokens)
+                                : fmt::format("a budget of at least {} is needed for this length",
+                                              format_bytes(plan.total()));
+  }
+  return draft;
+}
+
+Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs) {
+  const PlanDraft draft = draft_memory_plan(limits, costs);
+  if (draft.cure.empty()) return draft.plan;
+  return fail(ErrorKind::kOutOfMemory,
+              "the memory budget does not hold one request of {} tokens; {}. The plan was:\n{}",
+              limits.max_model_len, draft.cure, draft.plan.table());
 }
 
 }  // namespace qwen2

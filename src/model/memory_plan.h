@@ -47,7 +47,15 @@ struct BackendCosts {
 // `limits` with every choice made but the budget's; what is out of range is an error.
 Result<Limits> choose_limits(const Qwen2Config& config, Limits limits, int64_t default_chunk);
 
-// `limits` as choose_limits() returns them. Fails with the table and the smallest change that would fit when
+// The plan whether it fits or not; `cure` is empty, or names the smallest change that would make one request
+// of max_model_len fit. `limits` as choose_limits() returns them.
+struct PlanDraft {
+  MemoryPlan plan;
+  std::string cure;
+};
+PlanDraft draft_memory_plan(const Limits& limits, const BackendCosts& costs);
+
+// Fails with the table and the smallest change that would fit when
 // one request of max_model_len does not.
 Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs);
 

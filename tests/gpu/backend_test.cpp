@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "backend/backend.h"
+#include "backend/cuda_memory.h"
 #include "base/memory.h"
 #include "unit/paths.h"
 #include "unit/random_data.h"
@@ -164,6 +165,80 @@ TEST(GpuBackend, ARowsResultIsTheSameInEveryBatch) {
                                     << difference(row, expected[s]);
       }
     }
+  }
+}
+
+// The promise about memory: the driver's count stays inside of the budget, and nothing is allocated after the
+// start.
+TEST(GpuBackend, KeepsItsBudgetAndAllocatesNothingWhileItRuns) {
+  const uint64_t budget = uint64_t{1200} << 20;
+  const auto gpu =
+      open_cuda(test::demo_model(), {{}, 16},
+                {.max_model_len = 2048, .max_num_seqs = 64, .prefill_chunk = 256, .memory_budget = budget});
+  ASSERT_TRUE(gpu);
+  size_t free_before = 0;
+  size_t free_after = 0;
+  size_t total = 0;
+  const int allocations = DeviceBuffer::count;
+  ASSERT_EQ(cudaMemGetInfo(&free_before, &total), cudaSuccess);
+  const auto pages = page_table(*gpu);
+  std::vector<TokenId> tokens(1000);
+  for (TokenId& token : tokens) token = static_cast<TokenId>(test::uniform(0, gpu->config().vocab_size - 1));
+  for (const size_t length : {size_t{1000}, size_t{1}, size_t{17}, size_t{256}, size_t{3}}) {
+    run(*gpu, std::span(tokens).first(length), 0, pages);
+    const auto held = gpu->device_memory();
+    ASSERT_TRUE(held) << "the driver does not say";
+    EXPECT_LE(*held, budget);
+  }
+  ASSERT_EQ(cudaMemGetInfo(&free_after, &total), cudaSuccess);
+  EXPECT_EQ(DeviceBuffer::count, allocations);
+  EXPECT_EQ(free_before, free_after);
+  EXPECT_GE(gpu->plan().total(), *gpu->device_memory()) << "the plan counts everything";
+}
+
+TEST(GpuBackend, RefusesABudgetThatIsTooSmall) {
+  const auto checkpoint = open_checkpoint(test::demo_model().string());
+  ASSERT_TRUE(checkpoint);
+  const auto backend = create_cuda_backend(**checkpoint, {.memory_budget = uint64_t{600} << 20}, {});
+  ASSERT_FALSE(backend);
+  EXPECT_EQ(backend.error().kind, ErrorKind::kOutOfMemory);
+  EXPECT_NE(backend.error().message.find("a budget of at least"), std::string::npos)
+      << backend.error().message;
+}
+
+// Two steps in flight: what the second feeds is what the first sampled, also under a penalty.
+TEST(GpuBackend, OverlappedStepsSampleTheSameTokens) {
+  const auto gpu =
+      open_cuda(test::demo_model(), {{}, 16}, {.max_num_seqs = 4, .memory_budget = uint64_t{2} << 30});
+  ASSERT_TRUE(gpu);
+  const auto pages = page_table(*gpu);
+  const std::vector<TokenId> prompt{5, 9, 300, 12, 44};
+  for (const SamplingParams& params :
+       {SamplingParams{.temperature = 0}, SamplingParams{.temperature = 0, .repetition_penalty = 1.5F},
+        SamplingParams{
+            .temperature = 0.9F, .top_k = 20, .top_p = 0.8F, .repetition_penalty = 1.1F, .seed = 7}}) {
+    std::vector<std::vector<TokenId>> both;
+    for (const bool overlapped : {false, true}) {
+      Sampler sampler(params, prompt, gpu->config().vocab_size);
+      Sampler* const samplers[] = {&sampler};
+      std::vector<TokenId>& tokens = both.emplace_back();
+      Chunk chunk{prompt, 0, pages, true};
+      ASSERT_TRUE(gpu->begin(std::span(&chunk, 1), samplers));
+      for (int64_t step = 0; step < 40; ++step) {
+        chunk.position = static_cast<int64_t>(prompt.size()) + step;
+        TokenId token = -1;
+        if (!overlapped) {
+          tokens.push_back(gpu->finish()->front());
+          token = tokens.back();
+        }
+        chunk.tokens = std::span(&token, 1);
+        chunk.pending = overlapped ? 0 : -1;
+        ASSERT_TRUE(gpu->begin(std::span(&chunk, 1), samplers));
+        if (overlapped) tokens.push_back(gpu->finish()->front());
+      }
+      tokens.push_back(gpu->finish()->front());
+    }
+    EXPECT_EQ(both[0], both[1]) << "temperature " << params.temperature;
   }
 }
 

@@ -251,7 +251,7 @@ __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int he
       sum += factor * __ldcg(a.part_sums + (at + s) * dim + i % dim);
     }
     __half* out = reinterpret_cast<__half*>(a.out) + row * a.out_stride + head * dim;
-    out[i % dim] = __float2half_rn(sum / denominator);
+    out[a.lane_order ? lane_place(i % dim) : i % dim] = __float2half_rn(sum / denominator);
   }
 }
 
@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(kThreads) attend_rows_kernel(const __grid_cons
     const int head = first_head + i / dim;
     if (splits == 1) {
       __half* out = reinterpret_cast<__half*>(a.out) + row * a.out_stride + head * dim;
-      out[i % dim] = __float2half_rn(sum / shared.denominator[i / dim]);
+      out[a.lane_order ? lane_place(i % dim) : i % dim] = __float2half_rn(sum / shared.denominator[i / dim]);
     } else {
       const int64_t at = (int64_t(row) * a.heads.q_heads + head) * kMaxSplits + split;
       a.part_sums[at * dim + i % dim] = sum;

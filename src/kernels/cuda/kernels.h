@@ -122,6 +122,7 @@ struct RowAttentionArgs {
   int max_split_keys = 0;   // at least every row's split_keys()
   uint16_t* out = nullptr;  // fp16 [rows][out_stride]
   int64_t out_stride = 0;
+  bool lane_order = false;  // of out: see lane_place()
   float* part_sums = nullptr;     // [rows][q_heads][kMaxSplits][head_dim]
   float* part_scalars = nullptr;  // [rows][q_heads][kMaxSplits][2]: maximum, denominator
   uint32_t* arrived = nullptr;    // [rows][q_heads], zero, and zero again afterwards
@@ -211,6 +212,7 @@ struct AddNormArgs {
   float epsilon = 0;
   uint16_t* x = nullptr;  // [rows][stride], zero-padded; null: none
   int64_t stride = 0;
+  bool lane_order = false;  // of x: see lane_place()
 };
 void add_norm(const AddNormArgs& args, cudaStream_t stream);
 
@@ -222,6 +224,7 @@ struct ScaleToHalfArgs {
   const uint32_t* row_max = nullptr;
   uint16_t* x = nullptr;  // [rows][stride], zero-padded
   int64_t stride = 0;
+  bool lane_order = false;
 };
 void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream);
 
@@ -229,7 +232,7 @@ void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream);
 // that decoding is held against.
 void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream);
 
-// out[i] = x[order[i]] of each row, fp16.
+// out[lane_place(i)] = x[order[i]] of each row, fp16.
 void permute_half(int rows, int cols, int64_t stride, const int32_t* order, const uint16_t* x, uint16_t* out,
                   cudaStream_t stream);
 

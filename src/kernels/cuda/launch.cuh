@@ -15,26 +15,36 @@ int compiled_for(Kernel kernel) {
   return attributes.ptxVersion;
 }
 
-// Raises the limit of a kernel's shared memory to the card's, and has the whole of it kept for that: kernels that
-// want different shares of it could not run beside each other.
+// How a multiprocessor's memory is shared between blocks' own memory and the first-level cache.
+enum class Carveout {
+  kShared,  // all for blocks: so that two kernels' blocks run beside each other
+  kCache,   // what one block needs, the rest to the cache
+};
+
+// Raises the limit of a kernel's shared memory to the card's.
 template <class Kernel>
-cudaError_t open_shared_memory(Kernel kernel) {
+cudaError_t open_shared_memory(Kernel kernel, Carveout carveout, size_t shared) {
   int device = 0;
   int most = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   cudaFuncAttributes attributes{};
   cudaFuncGetAttributes(&attributes, kernel);
-  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  int all = 0;
+  cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  const size_t needed = shared + attributes.sharedSizeBytes + 1024;
+  const int percent = carveout == Carveout::kShared ? cudaSharedmemCarveoutMaxShared
+                                                    : static_cast<int>((100 * needed + all - 1) / all);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, percent);
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               most - static_cast<int>(attributes.sharedSizeBytes));
 }
 
 // One answer for each kernel: `kernel` is a template argument so that the lookups happen once.
-template <auto kernel, class... Args>
+template <auto kernel, Carveout carveout = Carveout::kShared, class... Args>
 void launch(dim3 grid, unsigned threads, size_t shared, cudaStream_t stream, Args&&... args) {
   static const bool dependent = compiled_for(kernel) >= 90;
-  static const cudaError_t opened = open_shared_memory(kernel);
+  static const cudaError_t opened = open_shared_memory(kernel, carveout, shared);
   if (opened != cudaSuccess) return;  // the error stays for cudaGetLastError()
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

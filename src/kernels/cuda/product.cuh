@@ -202,35 +202,18 @@ __device__ __forceinline__ void unpack_step(const LaneChunk& c, int s, uint32_t 
 template <int NT>
 using Sums = float[NT == 0 ? 1 : NT][4];  // NT = 0: one row, in every column
 
-// The activations of steps s and s + 1 of a chunk. `x` points at lane t's first ones: staged rows lie in the order
-// of the lanes, others as they are.
-template <MatrixForm form, bool staged>
+// The activations of steps s and s + 1 of a chunk; `x` points at lane t's first ones.
 __device__ __forceinline__ void load_activations(const __half* x, int s, uint32_t (&b)[2][2]) {
-  if constexpr (staged || form == MatrixForm::kF16) {
-    const uint4 v = *reinterpret_cast<const uint4*>(x + 16 * s);
-    b[0][0] = v.x;
-    b[0][1] = v.y;
-    b[1][0] = v.z;
-    b[1][1] = v.w;
-  } else {
-    const uint2 first = *reinterpret_cast<const uint2*>(x + 16 * s);
-    const uint2 second = *reinterpret_cast<const uint2*>(x + 16 * s + 16);
-    b[0][0] = first.x;
-    b[0][1] = first.y;
-    b[1][0] = second.x;
-    b[1][1] = second.y;
-  }
+  const uint4 v = *reinterpret_cast<const uint4*>(x + 16 * s);
+  b[0][0] = v.x;
+  b[0][1] = v.y;
+  b[1][0] = v.z;
+  b[1][1] = v.w;
 }
 
-// Lane t's first activations of a chunk, and the place of a column in a staged row.
-template <MatrixForm form, bool staged>
-__device__ __forceinline__ int lane_offset(int t) {
-  return staged || form == MatrixForm::kF16 ? 8 * t : 4 * t;
-}
 template <MatrixForm form>
 __device__ __forceinline__ int staged_place(int col) {
-  if constexpr (form == MatrixForm::kF16) return col;
-  return col / 32 * 32 + col % 16 / 4 * 8 + col % 32 / 16 * 4 + col % 4;
+  return form == MatrixForm::kF16 ? col : lane_place(col);
 }
 
 template <MatrixForm form, int NT, bool fine>
@@ -246,7 +229,7 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
   for (int s = 0; s < steps; s += 2) {
     uint32_t b[columns][2][2];
 #pragma unroll
-    for (int n = 0; n < columns; ++n) load_activations<form, NT == 0>(x + n * stride8, s, b[n]);
+    for (int n = 0; n < columns; ++n) load_activations(x + n * stride8, s, b[n]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t a[4];
@@ -630,7 +613,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
       const int begin = static_cast<int>(blockIdx.y) * chunks_a_part * chunk_columns(form);
       factor = stage_plain<form>(a.input, begin, min(end_chunk * chunk_columns(form), w.cols), xs);
     }
-    x = xs + lane_offset<form, true>(t);
+    x = xs + 8 * t;
   } else {
     wait_for_previous();
     let_next_start();
@@ -641,8 +624,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
       block_max[m] = 0;
     }
     stride = a.input.stride;
-    x = reinterpret_cast<const __half*>(a.input.x) + (NT == 1 ? g & (a.rows - 1) : g) * stride +
-        lane_offset<form, false>(t);
+    x = reinterpret_cast<const __half*>(a.input.x) + (NT == 1 ? g & (a.rows - 1) : g) * stride + 8 * t;
   }
   __syncthreads();
 
@@ -726,7 +708,8 @@ void product_of(const ProductArgs& a, int multiprocessors, cudaStream_t stream) 
     static const bool async = compiled_for(product_kernel<form, NT, fine>) >= 80;
     const size_t shared =
         ring_offset + (async ? static_cast<size_t>(shape.split * shape.teams) * kAsyncDepth * kStageBytes : 0);
-    launch<product_kernel<form, NT, fine>>(blocks, threads, shared, stream, a, chunks_a_part,
+    // Several rows are read from the first-level cache again and again; one row from shared memory.
+    launch<product_kernel<form, NT, fine>, NT == 0 ? Carveout::kShared : Carveout::kCache>(blocks, threads, shared, stream, a, chunks_a_part,
                                            chunks_a_part / shape.split, rounds, shape.split, shape.teams, shift,
                                            static_cast<int>(ring_offset));
   };

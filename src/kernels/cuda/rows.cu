@@ -69,7 +69,7 @@ __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
   __half* x = reinterpret_cast<__half*>(a.x) + row * a.stride;
   for (int k = threadIdx.x; k < a.stride; k += kNormThreads) {
     const float value = k < a.cols ? hidden[k] * factor[0] * a.norm[k] : 0.0F;
-    x[k] = __float2half_rn(saturate_half(value));
+    x[a.lane_order ? lane_place(k) : k] = __float2half_rn(saturate_half(value));
   }
 }
 
@@ -83,7 +83,7 @@ __global__ void scale_to_half_kernel(const __grid_constant__ ScaleToHalfArgs a) 
   for (int64_t k = blockIdx.x * blockDim.x + threadIdx.x; k < a.stride; k += gridDim.x * blockDim.x) {
     float value = 0;
     if (k < a.cols) value = __ldcg(values + k) * down;
-    x[k] = __float2half_rn(saturate_half(value));
+    x[a.lane_order ? lane_place(static_cast<int>(k)) : k] = __float2half_rn(saturate_half(value));
   }
 }
 
@@ -92,7 +92,7 @@ __global__ void permute_half_kernel(int cols, int64_t stride, const int32_t* ord
   let_next_start();
   const int64_t row = blockIdx.x;
   for (int k = threadIdx.x; k < stride; k += blockDim.x)
-    out[row * stride + k] = k < cols ? __ldcg(x + row * stride + order[k]) : uint16_t{0};
+    out[row * stride + lane_place(k)] = k < cols ? __ldcg(x + row * stride + order[k]) : uint16_t{0};
 }
 
 __global__ void __launch_bounds__(512) read_all_kernel(const uint4* data, int64_t count, uint32_t* out) {

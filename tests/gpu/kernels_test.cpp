@@ -1,0 +1,671 @@
+// Every CUDA kernel against its slow reference, on fresh random inputs and awkward sizes.
+#include "kernels/cuda/kernels.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "backend/cuda_weights.h"
+#include "kernels/cuda/reference.h"
+#include "tensor/dtype.h"
+#include "tensor/packed_matrix.h"
+#include "unit/random_data.h"
+
+namespace qwen2::cuda {
+namespace {
+
+constexpr double kTheta = 10000;
+
+void check(cudaError_t error) {
+  ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error);
+}
+
+// Device memory with a poison behind and, unless filled, inside.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(size_t count) : count_(count) {
+    void* data = nullptr;
+    check(cudaMalloc(&data, count * sizeof(T)));
+    data_ = static_cast<T*>(data);
+    check(cudaMemset(data_, 0xff, count * sizeof(T)));  // NaN as floats
+  }
+  explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) {
+    check(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { cudaFree(data_); }
+  [[nodiscard]] T* get() const { return data_; }
+  [[nodiscard]] std::vector<T> read() const {
+    check(cudaDeviceSynchronize());
+    std::vector<T> values(count_);
+    check(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return values;
+  }
+  void zero() const { check(cudaMemset(data_, 0, count_ * sizeof(T))); }
+
+ private:
+  T* data_ = nullptr;
+  size_t count_;
+};
+
+// ||actual - expected|| / ||expected||; NaN fails every bound.
+template <class A, class B>
+double error_of(const A& actual, const B& expected) {
+  double difference = 0;
+  double norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    difference += std::pow(double(actual[i]) - double(expected[i]), 2);
+    norm += std::pow(double(expected[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+std::vector<uint16_t> to_half(const std::vector<float>& values) {
+  std::vector<uint16_t> halves(values.size());
+  std::transform(values.begin(), values.end(), halves.begin(), float_to_f16);
+  return halves;
+}
+std::vector<float> from_half(const std::vector<uint16_t>& halves) {
+  std::vector<float> values(halves.size());
+  std::transform(halves.begin(), halves.end(), values.begin(), f16_to_float);
+  return values;
+}
+// What fp16 keeps of them.
+std::vector<float> rounded(const std::vector<float>& values) {
+  return from_half(to_half(values));
+}
+
+struct RandomMatrix {
+  std::vector<uint8_t> codes;
+  std::vector<uint16_t> halves;
+  std::vector<float> scales, minima;
+  std::vector<int32_t> order;
+  DeviceMatrix host, device;
+  std::unique_ptr<Buffer<uint8_t>> device_codes;
+  std::unique_ptr<Buffer<uint16_t>> device_halves;
+  std::unique_ptr<Buffer<float>> device_scales, device_minima;
+  std::unique_ptr<Buffer<int32_t>> device_order;
+
+  RandomMatrix(MatrixForm form, int rows, int cols, int group, bool permuted = false) {
+    host.form = form;
+    host.rows = static_cast<int>(round_up(rows, kTileRows));
+    host.cols = cols;
+    host.row_bytes = round_up(cols, chunk_columns(form)) * form_bits(form) / 8;
+    codes.resize(static_cast<size_t>(host.rows * host.row_bytes));
+    for (int64_t n = 0; n < rows; ++n) fill_row(codes.data() + n * host.row_bytes);
+    host.codes = codes.data();
+    if (form != MatrixForm::kF16) fill_scales(group);
+    if (permuted) {
+      order.resize(static_cast<size_t>(cols));
+      std::iota(order.begin(), order.end(), 0);
+      std::shuffle(order.begin(), order.end(), test::generator());
+      host.order = order.data();
+    }
+    upload();
+  }
+
+ private:
+  void fill_row(uint8_t* row) const {
+    for (int64_t k = 0; k < host.cols; ++k) {
+      if (host.form == MatrixForm::kF16) {
+        const uint16_t value = float_to_f16(test::normal(1, 0.05F)[0]);
+        std::memcpy(row + 2 * k, &value, 2);
+      } else {
+        const bool eight = form_bits(host.form) == 8;
+        set_cuda_code(host.form, row, k,
+                      static_cast<int>(eight ? test::uniform(-127, 127) : test::uniform(0, 15)));
+      }
+    }
+  }
+  void fill_scales(int group) {
+    host.group = group;
+    host.groups = host.cols / group;
+    const auto count = static_cast<size_t>(host.rows) * static_cast<size_t>(host.groups);
+    for (size_t i = 0; i < count; ++i) {
+      const auto scale = static_cast<float>(test::uniform(10, 100)) * 1e-4F;
+      halves.push_back(float_to_f16(scale));
+      scales.push_back(scale);
+      minima.push_back(scale * static_cast<float>(test::uniform(0, 15)));
+    }
+    host.scales = is_general(host.form) ? static_cast<const void*>(scales.data()) : halves.data();
+    host.minima = is_general(host.form) ? minima.data() : nullptr;
+  }
+  void upload() {
+    device = host;
+    device_codes = std::make_unique<Buffer<uint8_t>>(codes);
+    device.codes = device_codes->get();
+    if (host.scales != nullptr) {
+      device_halves = std::make_unique<Buffer<uint16_t>>(halves);
+      device_scales = std::make_unique<Buffer<float>>(scales);
+      device_minima = std::make_unique<Buffer<float>>(minima);
+      device.scales =
+          is_general(host.form) ? static_cast<const void*>(device_scales->get()) : device_halves->get();
+      device.minima = is_general(host.form) ? device_minima->get() : nullptr;
+    }
+    if (!order.empty()) {
+      device_order = std::make_unique<Buffer<int32_t>>(order);
+      device.order = device_order->get();
+    }
+  }
+};
+
+void use_this_card() {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, 0));
+  set_multiprocessors(properties.multiProcessorCount);
+}
+
+// fp16 rows, padded with zeros as products of several rows want them.
+std::vector<uint16_t> padded_rows(const std::vector<float>& x, int rows, int cols, int64_t stride,
+                                  bool lane_order = false) {
+  std::vector<uint16_t> out(static_cast<size_t>(kMaxRows * stride));
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t k = 0; k < cols; ++k)
+      out[static_cast<size_t>(m * stride + (lane_order ? lane_place(static_cast<int>(k)) : k))] = float_to_f16(x[static_cast<size_t>(m * cols + k)]);
+  }
+  return out;
+}
+
+struct FormAndGroup {
+  MatrixForm form;
+  int group;
+};
+
+TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
+  use_this_card();
+  using enum MatrixForm;
+  for (const auto& [form, group] : {FormAndGroup{kF16, 0},
+                                    {kInt8, 16},
+                                    {kInt8, 32},
+                                    {kInt8, 64},
+                                    {kInt8, 128},
+                                    {kInt8, -1},
+                                    {kInt4, 16},
+                                    {kInt4, 32},
+                                    {kInt4, 64},
+                                    {kInt4, 128},
+                                    {kInt4, -1},
+                                    {kInt8General, 16},
+                                    {kInt8General, 128},
+                                    {kInt4General, 16},
+                                    {kInt4General, 32},
+                                    {kInt4General, 128}}) {
+    for (const auto& [n, k] : {std::pair{48, 128}, {131, 384}, {2128, 384}, {96, 8960}}) {
+      const RandomMatrix w(form, n, k, group < 0 ? k : std::max(group, 1));
+      const auto x = rounded(test::normal(static_cast<size_t>(kMaxRows * k)));
+      const auto all = reference::product(w.host, x, kMaxRows);
+      for (const int rows : {1, 2, 8, 16, 32, 64}) {
+        for (const int split : {1, 2}) {
+          const int64_t stride = round_up(k, 128);
+          const bool staged = rows == 1 && can_stage(w.device, false);
+          const Buffer<uint16_t> in(padded_rows(x, rows, k, stride, form != kF16 && !staged));
+          const Buffer<float> y(static_cast<size_t>(split * rows * n));
+          ProductArgs args;
+          args.w = w.device;
+          args.rows = rows;
+          args.input.x = in.get();
+          args.input.stride = staged ? 0 : stride;
+          args.out_rows = n;
+          args.y = y.get();
+          args.y_stride = n;
+          args.split = split;
+          product(args, nullptr);
+          check(cudaGetLastError());
+          auto actual = y.read();
+          for (size_t i = 0; split == 2 && i < static_cast<size_t>(rows * n); ++i)
+            actual[i] += actual[i + static_cast<size_t>(rows * n)];
+          std::vector<double> expected;
+          for (int64_t m = 0; m < rows; ++m)
+            expected.insert(expected.end(), all.begin() + m * w.host.rows, all.begin() + m * w.host.rows + n);
+          EXPECT_LT(error_of(actual, expected), 2e-5)
+              << "form " << static_cast<int>(form) << " group " << group << " " << n << "x" << k << " rows "
+              << rows << " split " << split;
+        }
+      }
+    }
+  }
+}
+
+TEST(GpuProduct, NormsItsInputAndKeepsTheSum) {
+  use_this_card();
+  constexpr int kCols = 1536;
+  const RandomMatrix w(MatrixForm::kF16, 80, kCols, 0);
+  const auto hidden = test::normal(kCols, 3);
+  const auto partials = test::normal(2 * kCols, 3);
+  const auto norm = test::normal(kCols);
+  const Buffer<float> d_hidden(hidden), d_partials(partials), d_norm(norm), sum(kCols), y(80);
+  ProductArgs args;
+  args.w = w.device;
+  args.rows = 1;
+  args.input = {.hidden = d_hidden.get(),
+                .partials = d_partials.get(),
+                .parts = 2,
+                .norm = d_norm.get(),
+                .epsilon = 1e-6F,
+                .hidden_out = sum.get()};
+  args.out_rows = 80;
+  args.y = y.get();
+  args.y_stride = 80;
+  product(args, nullptr);
+  std::vector<double> added(kCols);
+  for (size_t i = 0; i < kCols; ++i) added[i] = double{hidden[i]} + partials[i] + partials[i + kCols];
+  EXPECT_LT(error_of(sum.read(), added), 1e-6);
+  const auto normed = reference::rms_norm(added, norm, 1e-6);
+  const auto expected = reference::product(w.host, std::vector<float>(normed.begin(), normed.end()), 1);
+  EXPECT_LT(error_of(y.read(), expected), 1e-3);  // the activations are rounded to fp16
+}
+
+// Beyond fp16's range: products of gate and up of 2e5 and more.
+TEST(GpuProduct, SwigluAndDownSurviveLargeValues) {
+  use_this_card();
+  for (const float size : {1.0F, 700.0F}) {
+    for (const int rows : {1, 8}) {
+      const RandomMatrix gate_up(MatrixForm::kF16, 64, 256, 0);
+      const RandomMatrix down(MatrixForm::kF16, 48, 32, 0);
+      const auto x = rounded(test::normal(static_cast<size_t>(rows * 256), size));
+      const Buffer<uint16_t> in(padded_rows(x, rows, 256, 256));
+      const Buffer<float> products(static_cast<size_t>(rows * 32)), y(static_cast<size_t>(rows * 48));
+      const Buffer<uint32_t> row_max(kMaxRows);
+      row_max.zero();
+      ProductArgs args;
+      args.w = gate_up.device;
+      args.rows = rows;
+      args.input.x = in.get();
+      args.input.stride = rows == 1 ? 0 : 256;
+      args.output = ProductOutput::kSwiglu;
+      args.y = products.get();
+      args.y_stride = 32;
+      args.row_max = row_max.get();
+      product(args, nullptr);
+      const auto both = reference::product(gate_up.host, x, rows);
+      std::vector<float> expected(static_cast<size_t>(rows * 32));
+      for (size_t i = 0; i < expected.size(); ++i) {
+        const size_t from = i / 32 * 64 + i % 32 / 8 * 16 + i % 8;  // alternating eights
+        expected[i] = static_cast<float>(reference::silu(both[from]) * both[from + 8]);
+      }
+      EXPECT_LT(error_of(products.read(), expected), 1e-4);
+      for (int64_t m = 0; m < rows; ++m) {
+        float largest = 0;
+        for (int64_t i = 0; i < 32; ++i)
+          largest = std::max(largest, std::abs(products.read()[static_cast<size_t>(m * 32 + i)]));
+        EXPECT_EQ(std::bit_cast<float>(row_max.read()[static_cast<size_t>(m)]), largest);
+      }
+      ProductArgs second;
+      second.w = down.device;
+      second.rows = rows;
+      const Buffer<uint16_t> scaled(static_cast<size_t>(kMaxRows * 128));
+      scaled.zero();
+      second.input.row_max = row_max.get();
+      if (rows == 1) {
+        second.input.values = products.get();
+      } else {
+        scale_to_half({rows, 32, products.get(), row_max.get(), scaled.get(), 128}, nullptr);
+        second.input.x = scaled.get();
+        second.input.stride = 128;
+      }
+      second.out_rows = 48;
+      second.y = y.get();
+      second.y_stride = 48;
+      product(second, nullptr);
+      EXPECT_LT(error_of(y.read(), reference::product(down.host, expected, rows)), 2e-3) << size;
+    }
+  }
+}
+
+TEST(GpuExpand, EveryFormGivesItsValues) {
+  using enum MatrixForm;
+  for (const auto& [form, group] :
+       {FormAndGroup{kInt8, 64}, {kInt4, 32}, {kInt8General, 128}, {kInt4General, 16}}) {
+    for (const bool permuted : {false, true}) {
+      const RandomMatrix w(form, 40, 384, group, permuted);
+      const Buffer<uint16_t> out(static_cast<size_t>(w.host.rows) * 384);
+      expand(w.device, out.get(), 384, nullptr);
+      const auto actual = from_half(out.read());
+      for (int64_t n = 0; n < 40; ++n) {
+        for (int64_t k = 0; k < 384; ++k) {
+          const int64_t to = permuted ? w.order[static_cast<size_t>(k)] : k;
+          const double expected = reference::element(w.host, n, k);
+          EXPECT_NEAR(actual[static_cast<size_t>(n * 384 + to)], expected, 1e-3 * std::abs(expected) + 1e-6);
+        }
+      }
+    }
+  }
+}
+
+// A sequence's keys and values in a shuffled page table, and the same in double.
+struct Cache {
+  int dim, kv_heads, length, kv_bits;
+  std::vector<double> keys, values;  // [kv_heads][length][dim]
+  std::vector<std::byte> pages;
+  std::vector<uint32_t> table;
+  std::vector<float> rotations;
+
+  Cache(int dim_, int kv_heads_, int length_, int bits)
+      : dim(dim_), kv_heads(kv_heads_), length(length_), kv_bits(bits) {
+    const int count = (length + kPageTokens - 1) / kPageTokens;
+    table.resize(static_cast<size_t>(count));
+    std::iota(table.begin(), table.end(), 0U);
+    std::shuffle(table.begin(), table.end(), test::generator());
+    pages.resize(static_cast<size_t>(count * kv_heads * kv_page_bytes(bits, dim)));
+    const auto size = static_cast<size_t>(kv_heads * length * dim);
+    keys.resize(size);
+    values.resize(size);
+    for (int64_t h = 0; h < kv_heads; ++h) {
+      for (int64_t t = 0; t < length; ++t) {
+        fill(h, t, 0, keys);
+        fill(h, t, 1, values);
+      }
+    }
+    for (int64_t p = 0; p < length; ++p) {
+      for (int64_t i = 0; i < dim / 2; ++i) {
+        const double angle = static_cast<double>(p) * std::pow(kTheta, -2.0 * static_cast<double>(i) / dim);
+        rotations.push_back(static_cast<float>(std::cos(angle)));
+        rotations.push_back(static_cast<float>(std::sin(angle)));
+      }
+    }
+  }
+
+ private:
+  void fill(int64_t head, int64_t token, int64_t what, std::vector<double>& out) {
+    std::byte* page = pages.data() + (table[static_cast<size_t>(token / kPageTokens)] * kv_heads + head) *
+                                         kv_page_bytes(kv_bits, dim);
+    const int64_t row = what * kPageTokens + token % kPageTokens;
+    const uint16_t scale = float_to_f16(0.01F * static_cast<float>(test::uniform(1, 3)));
+    if (kv_bits == 8) std::memcpy(page + 2 * kPageTokens * dim + row * 2, &scale, 2);
+    for (int64_t d = 0; d < dim; ++d) {
+      double& value = out[static_cast<size_t>((head * length + token) * dim + d)];
+      if (kv_bits == 8) {
+        const auto code = static_cast<int8_t>(test::uniform(-127, 127));
+        page[row * dim + d] = static_cast<std::byte>(code);
+        value = f16_to_float(scale) * code;
+      } else {
+        const uint16_t half = float_to_f16(test::normal(1)[0]);
+        std::memcpy(page + (row * dim + d) * 2, &half, 2);
+        value = f16_to_float(half);
+      }
+    }
+  }
+};
+
+struct Bias {
+  int pairs;
+  std::vector<int32_t> index;
+  std::vector<float> first, second;
+
+  Bias(int pairs_, int kv_heads, int dim) : pairs(pairs_) {
+    for (int h = 0; h < kv_heads; ++h) {
+      for (int p = 0; p < kMaxBiasPairs; ++p) {
+        index.push_back(p < pairs ? dim / 2 - 1 - p : 0);
+        first.push_back(p < pairs ? test::normal(1, 20)[0] : 0);
+        second.push_back(p < pairs ? test::normal(1, 20)[0] : 0);
+      }
+    }
+  }
+  // What it adds to the score of query `q` with a key at `position`.
+  [[nodiscard]] double score(std::span<const double> q, int kv_head, int64_t position) const {
+    const auto dim = static_cast<int64_t>(q.size());
+    double sum = 0;
+    for (int p = 0; p < pairs; ++p) {
+      const auto at = static_cast<size_t>(kv_head * kMaxBiasPairs + p);
+      std::vector<double> key(q.size());
+      key[static_cast<size_t>(index[at])] = first[at];
+      key[static_cast<size_t>(index[at] + dim / 2)] = second[at];
+      reference::rotate(key, position, kTheta);
+      sum += std::inner_product(q.begin(), q.end(), key.begin(), 0.0);
+    }
+    return sum;
+  }
+};
+
+struct AttentionCase {
+  int dim, q_heads, kv_heads, bits, length, pairs;
+};
+
+double worst_row(const AttentionCase& c, const Cache& cache, const Bias& bias, const std::vector<float>& q,
+                 const std::vector<float>& out, int row, int length) {
+  double worst = 0;
+  for (int head = 0; head < c.q_heads; ++head) {
+    const int kv_head = head / (c.q_heads / c.kv_heads);
+    const size_t from = static_cast<size_t>((row * c.q_heads + head) * c.dim);
+    const std::vector<double> query(
+        q.begin() + static_cast<std::ptrdiff_t>(from),
+        q.begin() + static_cast<std::ptrdiff_t>(from + static_cast<size_t>(c.dim)));
+    std::vector<double> added;
+    for (int k = 0; c.pairs > 0 && k < length; ++k) added.push_back(bias.score(query, kv_head, k));
+    const auto begin = static_cast<size_t>(kv_head * cache.length * c.dim);
+    const auto count = static_cast<size_t>(length * c.dim);
+    const auto expected = reference::attention(query, std::span(cache.keys).subspan(begin, count),
+                                               std::span(cache.values).subspan(begin, count), added);
+    worst = std::max(worst, error_of(std::span(out).subspan(from, static_cast<size_t>(c.dim)), expected));
+  }
+  return worst;
+}
+
+TEST(GpuAttention, SingleRowsOverPages) {
+  use_this_card();
+  for (const AttentionCase& c : {AttentionCase{128, 12, 2, 16, 1, 0},
+                                 {128, 12, 2, 16, 129, 0},
+                                 {128, 12, 2, 8, 257, 0},
+                                 {64, 14, 2, 16, 700, 3},
+                                 {64, 2, 2, 8, 300, 0},
+                                 {128, 12, 1, 16, 90, 2},
+                                 {128, 12, 2, 16, 20000, 0},
+                                 {128, 3, 1, 16, 513, 8}}) {
+    const Cache cache(c.dim, c.kv_heads, c.length, c.bits);
+    const Bias bias(c.pairs, c.kv_heads, c.dim);
+    const std::vector<int> lengths{c.length, std::max(1, c.length / 2), std::max(1, c.length - 1), 1};
+    std::vector<Row> rows;
+    for (const int length : lengths) rows.push_back({0, length - 1, 0, 0});
+    const auto q = test::normal(static_cast<size_t>(4 * c.q_heads * c.dim), 0.3F);
+    const Buffer<std::byte> pages(cache.pages);
+    const Buffer<uint32_t> table(cache.table), arrived(static_cast<size_t>(4 * c.q_heads));
+    const Buffer<float> d_q(q), rotations(cache.rotations), first(bias.first), second(bias.second);
+    const Buffer<int32_t> index(bias.index);
+    const Buffer<Row> info(rows);
+    const Buffer<uint16_t> out(static_cast<size_t>(4 * c.q_heads * c.dim));
+    const Buffer<float> sums(static_cast<size_t>(4 * c.q_heads * kMaxSplits * c.dim));
+    const Buffer<float> scalars(static_cast<size_t>(4 * c.q_heads * kMaxSplits * 2));
+    arrived.zero();
+    for (const int count : {4, 1}) {
+      RowAttentionArgs args;
+      args.rows = count;
+      args.row_info = info.get();
+      args.heads = {c.q_heads, c.kv_heads, c.dim};
+      args.cache = {.data = pages.get(),
+                    .kv_bits = c.bits,
+                    .pages = table.get(),
+                    .rotations = rotations.get(),
+                    .key_bias = {c.pairs, index.get(), first.get(), second.get()}};
+      args.q = d_q.get();
+      args.older_keys = count == 1;
+      args.max_splits = split_count(c.length);
+      args.max_split_keys = split_keys(c.length);
+      args.out = out.get();
+      args.out_stride = c.q_heads * c.dim;
+      args.part_sums = sums.get();
+      args.part_scalars = scalars.get();
+      args.arrived = arrived.get();
+      attend_rows(args, nullptr);
+      check(cudaGetLastError());
+      const auto actual = from_half(out.read());
+      for (int row = 0; row < count; ++row) {
+        EXPECT_LT(worst_row(c, cache, bias, q, actual, row, lengths[static_cast<size_t>(row)]), 1e-3)
+            << "dim " << c.dim << " length " << c.length << " bits " << c.bits << " row " << row << " of "
+            << count;
+      }
+      for (const uint32_t left : arrived.read()) EXPECT_EQ(left, 0U);
+    }
+  }
+}
+
+TEST(GpuAttention, ChunksOfPrompts) {
+  for (const AttentionCase& c : {AttentionCase{128, 6, 2, 16, 130, 0},
+                                 {64, 7, 1, 16, 64, 0},
+                                 {128, 2, 2, 8, 200, 0},
+                                 {64, 4, 2, 16, 333, 11},
+                                 {128, 4, 1, 8, 77, 2}}) {
+    for (const int position : {0, 45}) {
+      const int tokens = c.length - position;
+      const Cache cache(c.dim, c.kv_heads, c.length, c.bits);
+      const Bias bias(c.pairs, c.kv_heads, c.dim);
+      const auto q = test::normal(static_cast<size_t>(tokens * c.q_heads * c.dim), 0.3F);
+      const Buffer<std::byte> pages(cache.pages);
+      const Buffer<uint32_t> table(cache.table);
+      const Buffer<float> d_q(q), rotations(cache.rotations), first(bias.first), second(bias.second);
+      const Buffer<int32_t> index(bias.index);
+      const Buffer<uint16_t> out(static_cast<size_t>(tokens * c.q_heads * c.dim));
+      ChunkAttentionArgs args;
+      args.tokens = tokens;
+      args.position = position;
+      args.positions = c.length;
+      args.heads = {c.q_heads, c.kv_heads, c.dim};
+      args.cache = {.data = pages.get(),
+                    .kv_bits = c.bits,
+                    .pages = nullptr,
+                    .rotations = rotations.get(),
+                    .key_bias = {c.pairs, index.get(), first.get(), second.get()}};
+      args.pages = table.get();
+      args.q = d_q.get();
+      args.out = out.get();
+      args.out_stride = c.q_heads * c.dim;
+      attend_chunk(args, nullptr);
+      check(cudaGetLastError());
+      const auto actual = from_half(out.read());
+      for (const int row : {0, tokens / 2, tokens - 1}) {
+        EXPECT_LT(worst_row(c, cache, bias, q, actual, row, position + row + 1), 5e-3)
+            << "dim " << c.dim << " length " << c.length << " bits " << c.bits << " row " << row;
+      }
+    }
+  }
+}
+
+TEST(GpuRows, AddNormScalesAndPads) {
+  constexpr int kRows = 3;
+  constexpr int kCols = 400;
+  const auto hidden = test::normal(kRows * kCols), partials = test::normal(2 * kRows * kCols),
+             norm = test::normal(kCols);
+  const Buffer<float> d_hidden(hidden), d_partials(partials), d_norm(norm);
+  const Buffer<uint16_t> x(kRows * 512);
+  add_norm({.rows = kRows,
+            .cols = kCols,
+            .hidden = d_hidden.get(),
+            .partials = d_partials.get(),
+            .parts = 2,
+            .norm = d_norm.get(),
+            .epsilon = 1e-5F,
+            .x = x.get(),
+            .stride = 512},
+           nullptr);
+  const auto sums = d_hidden.read();
+  const auto actual = from_half(x.read());
+  for (size_t m = 0; m < kRows; ++m) {
+    std::vector<double> added(kCols);
+    for (size_t i = 0; i < kCols; ++i)
+      added[i] = double{hidden[m * kCols + i]} + partials[m * kCols + i] + partials[(kRows + m) * kCols + i];
+    EXPECT_LT(error_of(std::span(sums).subspan(m * kCols, kCols), added), 1e-6);
+    EXPECT_LT(error_of(std::span(actual).subspan(m * 512, kCols), reference::rms_norm(added, norm, 1e-5)),
+              1e-3);
+    for (size_t i = kCols; i < 512; ++i) EXPECT_EQ(actual[m * 512 + i], 0.0F);
+  }
+}
+
+TEST(GpuRows, EmbedsEveryForm) {
+  using enum MatrixForm;
+  for (const auto& [form, group] : {FormAndGroup{kF16, 0}, {kInt8, 320}, {kInt4, 32}, {kInt4General, 64}}) {
+    const RandomMatrix w(form, 70, 320, std::max(group, 1));
+    const Buffer<Row> rows(std::vector<Row>{{69, 0, 0, 0}, {-3, 0, 0, 0}, {0, 0, 0, 0}});
+    const Buffer<int32_t> sampled(std::vector<int32_t>{1, 2, 33});
+    const Buffer<float> hidden(3 * 320);
+    const Buffer<uint32_t> clear(10);
+    embed({w.device, 3, rows.get(), sampled.get(), hidden.get(), clear.get(), 10}, nullptr);
+    const auto actual = hidden.read();
+    const std::vector<int64_t> tokens{69, 33, 0};
+    for (size_t m = 0; m < 3; ++m) {
+      for (int64_t k = 0; k < 320; ++k)
+        EXPECT_NEAR(actual[m * 320 + static_cast<size_t>(k)], reference::element(w.host, tokens[m], k), 1e-6);
+    }
+    for (const uint32_t value : clear.read()) EXPECT_EQ(value, 0U);
+  }
+}
+
+// Each draw must be possible, and the shares of many must follow the probabilities.
+TEST(GpuSampling, FollowsTheProbabilities) {
+  constexpr int kVocab = 3000;
+  constexpr int kDraws = 4032;  // of 64 rows each
+  const auto logits = test::normal(kVocab, 2);
+  std::vector<int32_t> seen{5, 77, 2999};
+  for (const auto& [k, p, penalty] : {std::tuple{0, 1.0F, 1.0F},
+                                      {20, 1.0F, 1.0F},
+                                      {0, 0.5F, 1.0F},
+                                      {40, 0.8F, 1.3F},
+                                      {1, 1.0F, 1.0F},
+                                      {0, 0.01F, 2.0F}}) {
+    SampleRow row{0, 0, 0.7F, p, k, penalty, 0, penalty == 1 ? 0 : 3, -1, 0, 0};
+    const auto probabilities =
+        reference::sampling_probabilities(logits, row, std::span(seen).first(penalty == 1 ? 0 : 3));
+    std::vector<int> counts(kVocab);
+    const Buffer<int32_t> d_seen(seen), tokens(64);
+    const Buffer<unsigned long long> best(64);
+    const Buffer<uint32_t> arrived(64);
+    best.zero();
+    arrived.zero();
+    std::vector<float> copies;
+    for (int i = 0; i < 64; ++i) copies.insert(copies.end(), logits.begin(), logits.end());
+    for (int draw = 0; draw < kDraws; draw += 64) {
+      std::vector<SampleRow> rows;
+      for (int i = 0; i < 64; ++i) {
+        row.logits_row = row.place = i;
+        row.uniform = (draw + i + 0.5) / kDraws;
+        rows.push_back(row);
+      }
+      const Buffer<SampleRow> d_rows(rows);
+      const Buffer<float> d_logits(copies);
+      sample({64, d_rows.get(), d_logits.get(), kVocab, kVocab, d_seen.get(), tokens.get(), best.get(),
+              arrived.get()},
+             {penalty != 1, false, true}, nullptr);
+      for (const int32_t token : tokens.read()) {
+        ASSERT_TRUE(token >= 0 && token < kVocab);
+        ++counts[static_cast<size_t>(token)];
+      }
+    }
+    double distance = 0;
+    for (size_t i = 0; i < kVocab; ++i) {
+      if (counts[i] > 0) EXPECT_GT(probabilities[i], 0) << "top_k " << k << " top_p " << p << " token " << i;
+      distance += std::abs(counts[i] / double{kDraws} - probabilities[i]) / 2;
+    }
+    // The numbers are spread evenly, so that each token is off by two draws at most.
+    EXPECT_LT(distance, 2.0 *
+                            static_cast<double>(std::count_if(probabilities.begin(), probabilities.end(),
+                                                              [](double x) { return x > 0; })) /
+                            kDraws)
+        << "top_k " << k << " top_p " << p;
+  }
+}
+
+TEST(GpuSampling, GreedyTakesTheFirstOfTheLargest) {
+  constexpr int kVocab = 152064;
+  auto logits = test::normal(2 * kVocab);
+  for (const size_t place : {size_t{70000}, size_t{150001}}) logits[place] = 100;
+  logits[kVocab + 3] = 50;
+  const Buffer<float> d_logits(logits);
+  const Buffer<SampleRow> rows(
+      std::vector<SampleRow>{{0, 1, 0, 1, 0, 1, 0, 0, -1, 0, 0}, {1, 0, 0, 1, 0, 1, 0, 0, -1, 0, 0}});
+  const Buffer<int32_t> tokens(2), seen(1);
+  const Buffer<unsigned long long> best(2);
+  const Buffer<uint32_t> arrived(2);
+  best.zero();
+  arrived.zero();
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    sample(
+        {2, rows.get(), d_logits.get(), kVocab, kVocab, seen.get(), tokens.get(), best.get(), arrived.get()},
+        {false, true, false}, nullptr);
+    EXPECT_EQ(tokens.read(), (std::vector<int32_t>{3, 70000}));
+  }
+}
+
+}  // namespace
+}  // namespace qwen2::cuda
