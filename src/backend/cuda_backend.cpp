@@ -390,7 +390,7 @@ Status CudaBackend::fetch_logits(int64_t row, int64_t place) {
 
 // Everything of a group that the card needs, in one copy.
 Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers) {
-  Inputs& inputs = inputs_[next_inputs_];
+  const Inputs& inputs = inputs_[next_inputs_];
   next_inputs_ = 1 - next_inputs_;
   QWEN2_CHECK(cuda_status(cudaEventSynchronize(inputs.sent), "sending a step"));
   std::byte* host = inputs.host.data();
@@ -440,9 +440,10 @@ void CudaBackend::write_samples(const Group& group, std::span<Sampler* const> sa
     sample.seen_offset = static_cast<int32_t>(word - seen_offset_);
     sample.seen_count = static_cast<int32_t>(seen.size());
     sample.pending = -1;
-    if (wanted.pending >= 0)
+    if (wanted.pending >= 0) {
       sample.pending =
           static_cast<int32_t>(token_place(steps_ + 1) + pending_order_[static_cast<size_t>(wanted.pending)]);
+    }
     sample.uniform = sampler.next_uniform(wanted.pending >= 0 ? 1 : 0);
     for (const TokenId token : seen) words[word++] = static_cast<uint32_t>(token);
   }
@@ -652,10 +653,9 @@ void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts,
     down.input.values = w_.products;
   } else {
     const int64_t stride = cuda_row_stride(config_.intermediate_size);
-    cuda::scale_to_half(
-        {count, static_cast<int>(config_.intermediate_size), w_.products, gate_up.row_max, w_.x, stride,
-         wants_lane_order(w.down) && down_matrix.order == nullptr},
-        stream_);
+    cuda::scale_to_half({count, static_cast<int>(config_.intermediate_size), w_.products, gate_up.row_max,
+                         w_.x, stride, wants_lane_order(w.down) && down_matrix.order == nullptr},
+                        stream_);
     down.input.x = w_.x;
     down.input.stride = stride;
   }

@@ -62,10 +62,11 @@ Result<CudaMatrix> lay_out(const Checkpoint& checkpoint, const Precision& precis
       runs.emplace_back(format, source.rows);
     }
   }
-  // Rows of two formats have two parts; but gate and up, whose rows alternate, must share one, and so must fp16 and
-  // quantised rows, which want their activations in different orders.
+  // Rows of two formats have two parts; but gate and up, whose rows alternate, must share one, and so must
+  // fp16 and quantised rows, which want their activations in different orders.
   const auto is_fp16 = [](const auto& run) { return !run.first; };
-  if (runs.size() > 1 && (entry.role == MatrixRole::kGateUp || std::any_of(runs.begin(), runs.end(), is_fp16)))
+  if (runs.size() > 1 &&
+      (entry.role == MatrixRole::kGateUp || std::any_of(runs.begin(), runs.end(), is_fp16)))
     runs = {{Format(), entry.rows()}};
   CudaMatrix matrix;
   int64_t row = 0;

@@ -159,6 +159,7 @@ void Engine::step() {
     auto begun = begin_step(items);
     if (!begun) {
       std::vector<SequencePtr> sequences;
+      sequences.reserve(items.size());
       for (const StepItem& item : items) sequences.push_back(item.sequence->shared_from_this());
       fail_step(sequences, begun.error());
     } else {

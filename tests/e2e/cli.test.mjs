@@ -342,6 +342,59 @@ describe('bench serve', () => {
   });
 });
 
+describe('plan', () => {
+  const plan = async (t, ...args) => {
+    const file = path.join(temporaryFolder(t), 'plan.json');
+    const stdout = await succeed('plan', '--gpu', 'rtx2060', '--output', file, ...args);
+    return { stdout, json: JSON.parse(readFileSync(file, 'utf8')) };
+  };
+
+  test('what fits a small card, in every precision', async (t) => {
+    const resident = {};
+    for (const [precision, kv] of [['fp16', 'fp16'], ['int8', 'fp16'], ['int4', 'fp16'], ['int4', 'int8']]) {
+      const { stdout, json } = await plan(t, '--precision', precision, '--kv', kv);
+      assert.equal(json.fits, true);
+      const { total, budget, ...parts } = json.bytes;
+      assert.equal(total, Object.values(parts).reduce((sum, bytes) => sum + bytes, 0));
+      assert.ok(total <= budget);
+      assert.equal(json.kv_tokens, Math.floor(json.bytes.kv_pool / json.kv_bytes_per_token));
+      assert.equal(json.resident_requests, Math.floor(json.kv_tokens / 64 / Math.ceil((2048 + 64) / 64)));
+      assert.match(stdout, new RegExp(`fits: ${json.resident_requests} requests`));
+      resident[`${precision} ${kv}`] = json.resident_requests;
+      // At best: the bytes of a step over the card's bandwidth.
+      const kvBytes = json.kv_bytes_per_token * (2048 + 32);
+      const weights = json.roofline.tpot_seconds * 336e9 - kvBytes;
+      assert.ok(weights > 0.9 * json.bytes.weights && weights < 1.01 * json.bytes.weights, `${weights}`);
+    }
+    assert.ok(resident['fp16 fp16'] >= 33 && resident['int4 fp16'] >= 70 && resident['int4 int8'] >= 140);
+    assert.ok(resident['int8 fp16'] > resident['fp16 fp16'] && resident['int8 fp16'] < resident['int4 fp16']);
+  });
+
+  test('what does not fit says what would', async (t) => {
+    const { stdout, json } = await plan(t, '--memory-budget', '2GiB');
+    assert.equal(json.fits, false);
+    assert.equal(json.resident_requests, 0);
+    assert.match(stdout, /does not fit: a budget of at least 3\.\d+ GiB/);
+    const larger = /at least ([\d.]+ GiB)/.exec(json.cure)[1].replace(' ', '');
+    assert.equal((await plan(t, '--memory-budget', `${parseFloat(larger) + 0.01}GiB`)).json.fits, true);
+  });
+
+  test('a card from a file', async (t) => {
+    const file = path.join(temporaryFolder(t), 'card.json');
+    writeFileSync(file, JSON.stringify({ name: 'mine', memory_bytes: 16e9, bandwidth_bytes_per_second: 5e11, fp16_flops: 5e13, context_bytes: 3e8 }));
+    const stdout = await succeed('plan', '--gpu', file, '--model', model);
+    assert.match(stdout, /demo on mine/);
+  });
+});
+
+test('--device cuda without a GPU is an error, auto is the CPU', async () => {
+  const { code, stderr } = await run('generate', '--model', model, '--prompt', 'a', '--device', 'cuda');
+  if (code === 0) return; // there is a GPU
+  assert.equal(code, 1);
+  assert.match(stderr, /--device cuda: (no usable GPU|this program was built without CUDA)/);
+  await succeed('generate', '--model', model, '--prompt', 'a', '--max-new-tokens', '1', '--device', 'auto');
+});
+
 describe('wrong usage: exit code 2', () => {
   for (const line of [
     '',
@@ -391,6 +444,12 @@ describe('what cannot work: exit code 1 and one line', () => {
     ['generate --model DEMO --prompt a --max-model-len 100000', '--max-model-len'],
     ['generate --model DEMO --prompt a --prefill-chunk 0', '--prefill-chunk'],
     ['generate --model DEMO --prompt a --isa mmx', '--isa'],
+    // Holds where there is a GPU too: the CUDA backend multiplies in fp16.
+    ['generate --model DEMO --prompt a --device cuda --precision int8 --activations int8', '--device'],
+    ['plan --gpu gtx9999', '--gpu', 'rtx2060'],
+    ['plan --gpu DEMO/config.json', 'name'],
+    ['plan --gpu rtx2060 --ctx-len 40000', '--max-model-len'],
+    ['plan --gpu rtx2060 --ctx-len 0', '--ctx-len'],
     ['generate --model DEMO --prompt a --temperature -1', 'temperature'],
     ['generate --model DEMO --prompt a --max-new-tokens 0', 'max'],
     ['generate --model DEMO --prompt a --tokenizer /no/tokenizer', '/no/tokenizer'],

@@ -165,7 +165,8 @@ std::vector<uint16_t> padded_rows(const std::vector<float>& x, int rows, int col
   std::vector<uint16_t> out(static_cast<size_t>(kMaxRows * stride));
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t k = 0; k < cols; ++k)
-      out[static_cast<size_t>(m * stride + (lane_order ? lane_place(static_cast<int>(k)) : k))] = float_to_f16(x[static_cast<size_t>(m * cols + k)]);
+      out[static_cast<size_t>(m * stride + (lane_order ? lane_place(static_cast<int>(k)) : k))] =
+          float_to_f16(x[static_cast<size_t>(m * cols + k)]);
   }
   return out;
 }

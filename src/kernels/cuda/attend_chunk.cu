@@ -1,5 +1,5 @@
-// Attention of a prompt's chunk: tiles of 128 tokens of one query head against pages of 64 keys, with a running
-// softmax. Products of fp16 with float sums; scores, maxima and denominators are float.
+// Attention of a prompt's chunk: tiles of 128 tokens of one query head against pages of 64 keys, with a
+// running softmax. Products of fp16 with float sums; scores, maxima and denominators are float.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.cuh"
@@ -59,7 +59,8 @@ __device__ __forceinline__ __half* tile_place(__half* tile, int row, int piece) 
 template <int dim, int bits>
 __device__ __forceinline__ void load_page(const ChunkAttentionArgs& a, uint32_t page, int kv_head, __half* k,
                                           __half* v) {
-  const std::byte* base = a.cache.data + (int64_t(page) * a.heads.kv_heads + kv_head) * kv_page_bytes(bits, dim);
+  const std::byte* base =
+      a.cache.data + (int64_t(page) * a.heads.kv_heads + kv_head) * kv_page_bytes(bits, dim);
   constexpr int pieces = dim / 8;
   for (int i = threadIdx.x; i < 2 * kKeys * pieces; i += kThreads) {
     const int what = i / (kKeys * pieces);
@@ -83,11 +84,12 @@ __device__ __forceinline__ void load_page(const ChunkAttentionArgs& a, uint32_t 
   end_copies();
 }
 
-// What the key bias that is kept out of the cache adds to the scores of the warp's 16 rows: see attend_rows.cu.
-// Pairs by kPairsAtOnce; `rotations` [kKeys][kPairsAtOnce][2] and `terms` [kTokens][kPairsAtOnce][2] are shared.
+// What the key bias that is kept out of the cache adds to the scores of the warp's 16 rows: see
+// attend_rows.cu. Pairs by kPairsAtOnce; `rotations` [kKeys][kPairsAtOnce][2] and `terms`
+// [kTokens][kPairsAtOnce][2] are shared.
 template <int dim>
-__device__ void add_key_bias(const ChunkAttentionArgs& a, int first_token, int head, int kv_head, int first_key,
-                             float2* rotations, float2* terms, float (&s)[8][4]) {
+__device__ void add_key_bias(const ChunkAttentionArgs& a, int first_token, int head, int kv_head,
+                             int first_key, float2* rotations, float2* terms, float (&s)[8][4]) {
   const KeyBiasView& bias = a.cache.key_bias;
   const int warp = threadIdx.x / kWarp;
   const int g = threadIdx.x % kWarp / 4;
@@ -133,7 +135,8 @@ __device__ void add_key_bias(const ChunkAttentionArgs& a, int first_token, int h
 }
 
 template <int dim, int bits, bool biased>
-__global__ void __launch_bounds__(kThreads) attend_chunk_kernel(const __grid_constant__ ChunkAttentionArgs a) {
+__global__ void __launch_bounds__(kThreads)
+    attend_chunk_kernel(const __grid_constant__ ChunkAttentionArgs a) {
   constexpr int stages = biased || bits == 8 ? 1 : 2;
   constexpr int k_steps = dim / 16;
   extern __shared__ uint4 shared_memory[];
@@ -162,8 +165,8 @@ __global__ void __launch_bounds__(kThreads) attend_chunk_kernel(const __grid_con
       const int token = first_token + warp * 16 + g + i % 2 * 8;
       float2 v = {};
       if (token < a.tokens)
-        v = *reinterpret_cast<const float2*>(a.q + (int64_t(token) * a.heads.q_heads + head) * dim + s * 16 + 2 * t +
-                                             i / 2 * 8);
+        v = *reinterpret_cast<const float2*>(a.q + (int64_t(token) * a.heads.q_heads + head) * dim + s * 16 +
+                                             2 * t + i / 2 * 8);
       q[s][i] = as_bits(__floats2half2_rn(v.x, v.y));
     }
   }
@@ -254,7 +257,8 @@ __global__ void __launch_bounds__(kThreads) attend_chunk_kernel(const __grid_con
       }
     }
     __syncthreads();
-    if (stages == 1 && page + 1 < pages) load_page<dim, bits>(a, a.pages[page + 1], kv_head, tiles, tiles + kKeys * dim);
+    if (stages == 1 && page + 1 < pages)
+      load_page<dim, bits>(a, a.pages[page + 1], kv_head, tiles, tiles + kKeys * dim);
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -266,7 +270,8 @@ __global__ void __launch_bounds__(kThreads) attend_chunk_kernel(const __grid_con
     auto* to = reinterpret_cast<__half*>(a.out) + token * a.out_stride + head * dim + 2 * t;
 #pragma unroll
     for (int n = 0; n < dim / 8; ++n)
-      *reinterpret_cast<__half2*>(to + n * 8) = __floats2half2_rn(out[n][2 * half] / sum, out[n][2 * half + 1] / sum);
+      *reinterpret_cast<__half2*>(to + n * 8) =
+          __floats2half2_rn(out[n][2 * half] / sum, out[n][2 * half + 1] / sum);
   }
 }
 
@@ -275,8 +280,8 @@ void attend_of(const ChunkAttentionArgs& a, cudaStream_t stream) {
   constexpr int stages = biased || bits == 8 ? 1 : 2;
   constexpr size_t shared = stages * 2 * kKeys * dim * sizeof(__half) +
                             (biased ? (kKeys + kTokens) * kPairsAtOnce * sizeof(float2) : 0);
-  launch<attend_chunk_kernel<dim, bits, biased>>(dim3((a.tokens + kTokens - 1) / kTokens, a.heads.q_heads), kThreads,
-                                                 shared, stream, a);
+  launch<attend_chunk_kernel<dim, bits, biased>>(dim3((a.tokens + kTokens - 1) / kTokens, a.heads.q_heads),
+                                                 kThreads, shared, stream, a);
 }
 
 template <int dim, int bits>
@@ -289,7 +294,8 @@ void attend_bias(const ChunkAttentionArgs& a, cudaStream_t stream) {
 
 void attend_chunk(const ChunkAttentionArgs& args, cudaStream_t stream) {
   const bool wide = args.heads.head_dim == 128;
-  if (args.cache.kv_bits == 16) return wide ? attend_bias<128, 16>(args, stream) : attend_bias<64, 16>(args, stream);
+  if (args.cache.kv_bits == 16)
+    return wide ? attend_bias<128, 16>(args, stream) : attend_bias<64, 16>(args, stream);
   return wide ? attend_bias<128, 8>(args, stream) : attend_bias<64, 8>(args, stream);
 }
 

@@ -1,8 +1,8 @@
 // Attention of single rows over the paged cache.
 //
-// A block takes one part of one row's keys for the query heads of one KV head. First every warp scores its keys
-// and leaves the scores in shared memory; then one warp a head makes them weights; then every warp sums its
-// values. Where a row has several parts, the block that arrives last merges them, in their order.
+// A block takes one part of one row's keys for the query heads of one KV head. First every warp scores its
+// keys and leaves the scores in shared memory; then one warp a head makes them weights; then every warp sums
+// its values. Where a row has several parts, the block that arrives last merges them, in their order.
 #include <climits>
 
 #include "kernels/cuda/device.cuh"
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kHeads = 8;   // of one block at most; also the stride of the scores
+constexpr int kHeads = 8;  // of one block at most; also the stride of the scores
 constexpr int kElements = 8;
 
 template <int bits>
@@ -52,8 +52,8 @@ struct PageView {
       : base(cache.data + (int64_t(page) * kv_heads + kv_head) * kv_page_bytes(bits, dim)) {}
   // Elements [8 lane, 8 lane + 8) of a key (what = 0) or value (1).
   __device__ Packed<bits> load(int what, int slot, int lane) const {
-    return *reinterpret_cast<const Packed<bits>*>(base + ((what * kPageTokens + slot) * dim + lane * kElements) *
-                                                             (bits / 8));
+    return *reinterpret_cast<const Packed<bits>*>(
+        base + ((what * kPageTokens + slot) * dim + lane * kElements) * (bits / 8));
   }
   __device__ float scale(int what, int slot) const {
     if constexpr (bits == 16) return 1.0F;
@@ -102,7 +102,9 @@ __device__ void add_key_bias(const RowAttentionArgs& a, int kv_head, int heads, 
 
 // In flight of each lane: few heads leave registers for all keys of a short context.
 template <int G>
-constexpr int kLoads = G == 1 ? 8 : G == 2 ? 4 : 2;
+constexpr int kLoads = G == 1   ? 8
+                       : G == 2 ? 4
+                                : 2;
 
 // Loads of kUnroll keys or values by a group of lanes that share one.
 template <int dim, int bits, int loads>
@@ -113,9 +115,10 @@ struct Batch {
   Packed<bits> values[kUnroll];
   float scale[kUnroll];
 
-  // Of keys begin + u * stride below `keys`, counted from `first_key`; those outside of [from, to) are left out.
-  __device__ __forceinline__ void load(const RowAttentionArgs& a, const uint32_t* pages, int kv_head, int what,
-                                       int first_key, int begin, int keys, int from, int to) {
+  // Of keys begin + u * stride below `keys`, counted from `first_key`; those outside of [from, to) are left
+  // out.
+  __device__ __forceinline__ void load(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
+                                       int what, int first_key, int begin, int keys, int from, int to) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int key = min(begin + u * stride, keys - 1) + first_key;
@@ -129,9 +132,9 @@ struct Batch {
 
 // `k` holds the first batch.
 template <int dim, int bits, int G>
-__device__ __forceinline__ void score_keys(const RowAttentionArgs& a, const uint32_t* pages, int kv_head, int heads,
-                                           const float* q, int first_key, int keys, Batch<dim, bits, kLoads<G>>& k,
-                                           float* scores) {
+__device__ __forceinline__ void score_keys(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
+                                           int heads, const float* q, int first_key, int keys,
+                                           Batch<dim, bits, kLoads<G>>& k, float* scores) {
   using B = Batch<dim, bits, kLoads<G>>;
   constexpr int at_once = kWarp / B::lanes;
   const int lane = threadIdx.x % B::lanes;
@@ -195,9 +198,9 @@ __device__ void soften(int heads, int keys, float* scores, float* maximum, float
 
 // Sums of weighted values, into `sums` [kWarps][heads][dim] of shared memory.
 template <int dim, int bits, int G>
-__device__ __forceinline__ void sum_values(const RowAttentionArgs& a, const uint32_t* pages, int kv_head, int heads,
-                                           int first_key, int keys, Batch<dim, bits, kLoads<G>>& v, const float* weights,
-                                           float* sums) {
+__device__ __forceinline__ void sum_values(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
+                                           int heads, int first_key, int keys, Batch<dim, bits, kLoads<G>>& v,
+                                           const float* weights, float* sums) {
   using B = Batch<dim, bits, kLoads<G>>;
   constexpr int lanes = B::lanes;
   const int lane = threadIdx.x % lanes;
@@ -333,8 +336,8 @@ void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
   const int blocks_a_head = (group + G - 1) / G;
   const size_t scores = sizeof(float) * a.max_split_keys * kHeads;
   const size_t sums = sizeof(float) * kWarps * (group < G ? group : G) * dim;
-  launch<attend_rows_kernel<dim, bits, G>>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows), kThreads,
-                                           scores > sums ? scores : sums, stream, a);
+  launch<attend_rows_kernel<dim, bits, G>>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows),
+                                           kThreads, scores > sums ? scores : sums, stream, a);
 }
 
 template <int dim, int bits>
@@ -366,10 +369,10 @@ __global__ void store_kv_kernel(const __grid_constant__ StoreKvArgs a) {
   // The scale as it is kept: codes are made with it.
   const float kept = __half2float(__float2half_rn(fminf(max / 127.0F, 65504.0F)));
   const float inverse = kept > 0 ? 1.0F / kept : 0.0F;
-  std::byte* page = a.cache.data +
-                    (int64_t(a.cache.pages[info.page_offset + info.position / kPageTokens]) * a.heads.kv_heads +
-                     kv_head) *
-                        kv_page_bytes(8, dim);
+  std::byte* page =
+      a.cache.data +
+      (int64_t(a.cache.pages[info.page_offset + info.position / kPageTokens]) * a.heads.kv_heads + kv_head) *
+          kv_page_bytes(8, dim);
   const int slot = info.position % kPageTokens;
   const int what = is_value ? 1 : 0;
   auto* codes = reinterpret_cast<int8_t*>(page) + (what * kPageTokens + slot) * dim;
@@ -378,7 +381,8 @@ __global__ void store_kv_kernel(const __grid_constant__ StoreKvArgs a) {
     codes[d] = static_cast<int8_t>(fminf(fmaxf(code, -127.0F), 127.0F));
   }
   if (lane == 0)
-    reinterpret_cast<__half*>(page + 2 * kPageTokens * dim)[what * kPageTokens + slot] = __float2half_rn(kept);
+    reinterpret_cast<__half*>(page + 2 * kPageTokens * dim)[what * kPageTokens + slot] =
+        __float2half_rn(kept);
 }
 
 }  // namespace
@@ -392,7 +396,8 @@ void attend_rows(const RowAttentionArgs& args, cudaStream_t stream) {
 }
 
 void store_kv_int8(const StoreKvArgs& args, cudaStream_t stream) {
-  launch<store_kv_kernel>(dim3(args.rows), static_cast<unsigned>(2 * args.heads.kv_heads * kWarp), 0, stream, args);
+  launch<store_kv_kernel>(dim3(args.rows), static_cast<unsigned>(2 * args.heads.kv_heads * kWarp), 0, stream,
+                          args);
 }
 
 }  // namespace qwen2::cuda

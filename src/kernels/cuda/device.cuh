@@ -24,12 +24,13 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
-// c[16 x 8] += a[16 x 16] * b[16 x 8], fp16 in, float sums. Lane (g = lane / 4, t = lane % 4) holds rows g and
-// g + 8 of a and c, column g of b. Turing has the step of eight columns only.
+// c[16 x 8] += a[16 x 16] * b[16 x 8], fp16 in, float sums. Lane (g = lane / 4, t = lane % 4) holds rows g
+// and g + 8 of a and c, column g of b. Turing has the step of eight columns only.
 __device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
@@ -50,8 +51,12 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
   return v;
 }
 
-__device__ __forceinline__ uint32_t as_bits(__half2 h) { return *reinterpret_cast<uint32_t*>(&h); }
-__device__ __forceinline__ __half2 as_half2(uint32_t bits) { return *reinterpret_cast<__half2*>(&bits); }
+__device__ __forceinline__ uint32_t as_bits(__half2 h) {
+  return *reinterpret_cast<uint32_t*>(&h);
+}
+__device__ __forceinline__ __half2 as_half2(uint32_t bits) {
+  return *reinterpret_cast<__half2*>(&bits);
+}
 
 // lop3 with the table (a & b) | c.
 __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
@@ -90,7 +95,9 @@ __device__ __forceinline__ SumMax block_sum_max(float sum, float max, float* scr
   return {warp_sum(lane < warps ? scratch[lane] : 0.0F), warp_max(lane < warps ? scratch[32 + lane] : 0.0F)};
 }
 
-__device__ __forceinline__ float saturate_half(float v) { return fminf(fmaxf(v, -65504.0F), 65504.0F); }
+__device__ __forceinline__ float saturate_half(float v) {
+  return fminf(fmaxf(v, -65504.0F), 65504.0F);
+}
 
 // The power of two by which values up to `max` are divided to fit fp16 with room to spare.
 __device__ __forceinline__ float half_scale(float max) {

@@ -122,7 +122,7 @@ struct RowAttentionArgs {
   int max_split_keys = 0;   // at least every row's split_keys()
   uint16_t* out = nullptr;  // fp16 [rows][out_stride]
   int64_t out_stride = 0;
-  bool lane_order = false;  // of out: see lane_place()
+  bool lane_order = false;        // of out: see lane_place()
   float* part_sums = nullptr;     // [rows][q_heads][kMaxSplits][head_dim]
   float* part_scalars = nullptr;  // [rows][q_heads][kMaxSplits][2]: maximum, denominator
   uint32_t* arrived = nullptr;    // [rows][q_heads], zero, and zero again afterwards

@@ -75,8 +75,8 @@ constexpr CodePlace code_place(MatrixForm form, int64_t col) {
           static_cast<int>(nibble % 2 * 4)};
 }
 
-// Where activation `col` of a quantised product lies, so that lane t finds those of two steps behind each other:
-// columns 32 j + 16 s + 4 t + i at 32 j + 8 t + 4 s + i.
+// Where activation `col` of a quantised product lies, so that lane t finds those of two steps behind each
+// other: columns 32 j + 16 s + 4 t + i at 32 j + 8 t + 4 s + i.
 constexpr int lane_place(int col) {
   return col / 32 * 32 + col % 16 / 4 * 8 + col % 32 / 16 * 4 + col % 4;
 }

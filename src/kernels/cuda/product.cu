@@ -9,12 +9,15 @@ void product_int4(const ProductArgs& args, int multiprocessors, cudaStream_t str
 namespace {
 
 int multiprocessors = 132;
-// Two blocks must fit a Turing multiprocessor's 64 KiB, so that the next kernel's can start beside this one's.
+// Two blocks must fit a Turing multiprocessor's 64 KiB, so that the next kernel's can start beside this
+// one's.
 constexpr size_t kStagedBytes = 28 * 1024;
 
 }  // namespace
 
-void set_multiprocessors(int count) { multiprocessors = count; }
+void set_multiprocessors(int count) {
+  multiprocessors = count;
+}
 
 bool can_stage(const DeviceMatrix& w, bool normed) {
   return w.order == nullptr && staged_bytes(w.form, w.row_bytes) <= kStagedBytes &&

@@ -13,8 +13,8 @@
 
 namespace qwen2::cuda {
 
-constexpr int kNormThreads = 256;   // fixed, so that sums of squares do not depend on the block
-constexpr int kNormQuads = 2;       // of each thread, in registers: up to 2048 columns
+constexpr int kNormThreads = 256;  // fixed, so that sums of squares do not depend on the block
+constexpr int kNormQuads = 2;      // of each thread, in registers: up to 2048 columns
 constexpr int kMaxWarps = 12;
 constexpr int kReduceColumns = 16;
 
@@ -56,8 +56,8 @@ struct LaneChunk {
   uint32_t scale[2];  // fp16 bits
 };
 
-// Chunks on their way to a warp. From Ampere on they wait in shared memory, where each lane finds what it copied
-// itself; on Turing in registers, whose places the loop must name.
+// Chunks on their way to a warp. From Ampere on they wait in shared memory, where each lane finds what it
+// copied itself; on Turing in registers, whose places the loop must name.
 constexpr int kAsyncDepth = 6;
 constexpr int kRegisterDepth = 3;
 constexpr int kStageBytes = kTileRows * kChunkBytes + kTileRows * 2;  // codes, and scales of the coarse forms
@@ -103,10 +103,13 @@ class Ring {
  public:
   // Of this warp: kAsyncDepth stages of shared memory.
   __device__ __forceinline__ explicit Ring(const void* memory)
-      : begin_(static_cast<uint32_t>(__cvta_generic_to_shared(memory)) + lane() * 16), head_(begin_), tail_(begin_) {}
+      : begin_(static_cast<uint32_t>(__cvta_generic_to_shared(memory)) + lane() * 16),
+        head_(begin_),
+        tail_(begin_) {}
 
   // Starts the chunk at `codes`, with its scales.
-  __device__ __forceinline__ void start(int place, const uint8_t* codes, int64_t high_row, const uint16_t* scales) {
+  __device__ __forceinline__ void start(int place, const uint8_t* codes, int64_t high_row,
+                                        const uint16_t* scales) {
     if constexpr (kAsync) {
       copy_once(head_, codes);
       copy_once(head_ + 512, codes + high_row);
@@ -158,13 +161,14 @@ class Ring {
 template <MatrixForm form>
 __device__ __forceinline__ uint32_t unpack_pair(uint32_t word, int q, uint32_t magic) {
   if constexpr (form_bits(form) == 8) {
-    uint32_t pair;  // 1024 + byte, twice; the selector as a constant: the compiler would rather load it each time
+    uint32_t
+        pair;  // 1024 + byte, twice; the selector as a constant: the compiler would rather load it each time
     if (q == 0) {
       asm("prmt.b32 %0, %1, %2, 0x4140;" : "=r"(pair) : "r"(word), "r"(magic));
     } else {
       asm("prmt.b32 %0, %1, %2, 0x4342;" : "=r"(pair) : "r"(word), "r"(magic));
     }
-    return as_bits(__hsub2(as_half2(pair), as_half2(0x64806480U)));                  // - 1152
+    return as_bits(__hsub2(as_half2(pair), as_half2(0x64806480U)));  // - 1152
   } else {
     constexpr bool general = is_general(form);
     const uint32_t w = q >= 2 ? word >> 8 : word;
@@ -290,7 +294,8 @@ __device__ __forceinline__ float4 sum_partials(const ProductInput& in, int rows,
   float4 add[kMaxParts];
 #pragma unroll
   for (int p = 0; p < kMaxParts; ++p) {  // all on their way before the first is needed
-    if (p < in.parts) add[p] = __ldcg(reinterpret_cast<const float4*>(in.partials + int64_t(p) * rows * cols + at));
+    if (p < in.parts)
+      add[p] = __ldcg(reinterpret_cast<const float4*>(in.partials + int64_t(p) * rows * cols + at));
   }
 #pragma unroll
   for (int p = 0; p < kMaxParts; ++p) {
@@ -317,8 +322,8 @@ __device__ __forceinline__ void put_quad(__half* out, int k, float4 v) {
 
 // rms_norm(hidden + partials) * norm, by kNormThreads threads, so that sums are add_norm()'s.
 template <MatrixForm form>
-__device__ __forceinline__ void stage_normed(const DeviceMatrix& w, const ProductInput& in, const float4 (&norm)[kNormQuads],
-                                             __half* out, float* scratch) {
+__device__ __forceinline__ void stage_normed(const DeviceMatrix& w, const ProductInput& in,
+                                             const float4 (&norm)[kNormQuads], __half* out, float* scratch) {
   float4 v[kNormQuads];
   float squares = 0;
   const bool works = threadIdx.x < kNormThreads;
@@ -345,8 +350,9 @@ __device__ __forceinline__ void stage_normed(const DeviceMatrix& w, const Produc
   for (int i = 0; i < kNormQuads; ++i) {
     const int k = (i * kNormThreads + threadIdx.x) * 4;
     if (!works || k >= w.cols) continue;
-    put_quad<form>(out, k, {v[i].x * factor * norm[i].x, v[i].y * factor * norm[i].y, v[i].z * factor * norm[i].z,
-                            v[i].w * factor * norm[i].w});
+    put_quad<form>(out, k,
+                   {v[i].x * factor * norm[i].x, v[i].y * factor * norm[i].y, v[i].z * factor * norm[i].z,
+                    v[i].w * factor * norm[i].w});
   }
 }
 
@@ -356,7 +362,8 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
   constexpr int kLoads = 6;
   if (in.x != nullptr) {
     for (int k = begin + threadIdx.x * 4; k < end; k += blockDim.x * 4)
-      *reinterpret_cast<uint2*>(out + staged_place<form>(k)) = __ldcg(reinterpret_cast<const uint2*>(in.x + k));
+      *reinterpret_cast<uint2*>(out + staged_place<form>(k)) =
+          __ldcg(reinterpret_cast<const uint2*>(in.x + k));
     return 1;
   }
   float factor = 1;
@@ -378,8 +385,8 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
   return half_scale(__uint_as_float(__ldcg(in.row_max)));
 }
 
-// Where two rows of W that lie eight apart in a tile belong: dimensions d and d + half of a head for queries and
-// keys, d and d + 8 for values; and what their sums need, none of which the previous kernel wrote.
+// Where two rows of W that lie eight apart in a tile belong: dimensions d and d + half of a head for queries
+// and keys, d and d + 8 for values; and what their sums need, none of which the previous kernel wrote.
 struct QkvPair {
   int head;  // queries', keys', then values'
   int d0, d1;
@@ -441,8 +448,8 @@ __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p
 }
 
 // One pair of finished sums. Returns the magnitude of what SwiGLU makes of it.
-__device__ __forceinline__ float store_pair(const ProductArgs& a, int tile, int pair, int m, float v0, float v1,
-                                            float factor, const QkvPair& qkv) {
+__device__ __forceinline__ float store_pair(const ProductArgs& a, int tile, int pair, int m, float v0,
+                                            float v1, float factor, const QkvPair& qkv) {
   if (a.output == ProductOutput::kQkv) {
     store_qkv(a, qkv, m, v0, v1);
     return 0;
@@ -459,7 +466,8 @@ __device__ __forceinline__ float store_pair(const ProductArgs& a, int tile, int 
   return 0;
 }
 
-// Columns that are added up at once, and buffers, so that one tile's sums are read while the next one's are written.
+// Columns that are added up at once, and buffers, so that one tile's sums are read while the next one's are
+// written.
 template <int NT>
 struct Reduce {
   static constexpr int columns = NT == 0 ? 1 : NT == 1 ? 8 : kReduceColumns;
@@ -474,14 +482,15 @@ __device__ __forceinline__ void team_barrier(int team, int threads) {
 
 // Adds up a team's sums of one tile and stores them. `turn` says which warps do it when few are needed.
 template <int NT>
-__device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int turn, int team, int in_team, int split,
-                                            const Sums<NT>& sums,
-                                            float* buffer, float factor, const float* factors, unsigned* block_max,
-                                            const QkvPair& qkv, float& largest) {
+__device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int turn, int team, int in_team,
+                                            int split, const Sums<NT>& sums, float* buffer, float factor,
+                                            const float* factors, unsigned* block_max, const QkvPair& qkv,
+                                            float& largest) {
   using R = Reduce<NT>;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  float* own = buffer + turn % R::buffers * (kMaxWarps * kTileRows * R::columns) + warp * kTileRows * R::columns;
+  float* own =
+      buffer + turn % R::buffers * (kMaxWarps * kTileRows * R::columns) + warp * kTileRows * R::columns;
   const float* all = own - in_team * kTileRows * R::columns;
 #pragma unroll
   for (int pass = 0; pass < R::passes; ++pass) {
@@ -495,7 +504,8 @@ __device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int 
       for (int n = 0; n < R::columns / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          own[(lane / 4 + i / 2 * 8) * R::columns + n * 8 + lane % 4 * 2 + i % 2] = sums[pass * (R::columns / 8) + n][i];
+          own[(lane / 4 + i / 2 * 8) * R::columns + n * 8 + lane % 4 * 2 + i % 2] =
+              sums[pass * (R::columns / 8) + n][i];
       }
     }
     team_barrier(team, split * kWarp);
@@ -531,8 +541,8 @@ __device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int 
 
 template <MatrixForm form, int NT, bool fine>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
-    product_kernel(const __grid_constant__ ProductArgs a, int chunks_a_part, int whole,
-                                                    int rounds, int split, int teams, int group_shift, int ring_offset) {
+    product_kernel(const __grid_constant__ ProductArgs a, int chunks_a_part, int whole, int rounds, int split,
+                   int teams, int group_shift, int ring_offset) {
   extern __shared__ uint4 shared_memory[];
   __shared__ float factors[NT == 0 ? 1 : kMaxRows];
   __shared__ unsigned block_max[NT == 0 ? 1 : kMaxRows];
@@ -556,12 +566,15 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   int own_tiles = rounds;
   while (own_tiles > 0 && first_tile + (own_tiles - 1) * tile_stride >= w.tiles()) --own_tiles;
 
-  Ring<scaled> ring(reinterpret_cast<const char*>(shared_memory) + ring_offset + warp * kAsyncDepth * kStageBytes);
+  Ring<scaled> ring(reinterpret_cast<const char*>(shared_memory) + ring_offset +
+                    warp * kAsyncDepth * kStageBytes);
   const uint8_t* codes =
       w.codes + (int64_t(first_tile) * kTileRows + g) * w.row_bytes + first_chunk * kChunkBytes + t * 16;
-  const uint16_t* scales = static_cast<const uint16_t*>(w.scales) + int64_t(first_tile) * w.groups * kTileRows;
+  const uint16_t* scales =
+      static_cast<const uint16_t*>(w.scales) + int64_t(first_tile) * w.groups * kTileRows;
   const int64_t high_row = 8 * w.row_bytes;
-  const int64_t code_jump = int64_t(tile_stride) * kTileRows * w.row_bytes - int64_t(steps) * split * kChunkBytes;
+  const int64_t code_jump =
+      int64_t(tile_stride) * kTileRows * w.row_bytes - int64_t(steps) * split * kChunkBytes;
   const int64_t scale_jump = int64_t(tile_stride) * w.groups * kTileRows;
   const int64_t step_bytes = split * kChunkBytes;
   int fetches = own_tiles * steps;
@@ -602,7 +615,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
 #pragma unroll
       for (int i = 0; i < kNormQuads; ++i) {
         const int k = (i * kNormThreads + threadIdx.x) * 4;
-        if (threadIdx.x < kNormThreads && k < w.cols) norm[i] = __ldg(reinterpret_cast<const float4*>(a.input.norm + k));
+        if (threadIdx.x < kNormThreads && k < w.cols)
+          norm[i] = __ldg(reinterpret_cast<const float4*>(a.input.norm + k));
       }
       wait_for_previous();
       let_next_start();
@@ -635,7 +649,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   int tile = first_tile;
   int turn = 0;
   const auto finish_tile = [&] {
-    reduce_tile<NT>(a, tile, turn++, team, in_team, split, sums, buffer, factor, factors, block_max, qkv, largest);
+    reduce_tile<NT>(a, tile, turn++, team, in_team, split, sums, buffer, factor, factors, block_max, qkv,
+                    largest);
 #pragma unroll
     for (auto& column : sums) {
 #pragma unroll
@@ -655,7 +670,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
       if (work <= 0) break;
       --work;
       const LaneChunk taken = ring.take(i);
-      multiply_chunk<form, NT, fine>(w, taken, x + chunk * chunk_columns(form), 8 * stride, tile, chunk, g, magic, sums);
+      multiply_chunk<form, NT, fine>(w, taken, x + chunk * chunk_columns(form), 8 * stride, tile, chunk, g,
+                                     magic, sums);
       chunk += split;
       fetch(i);
       if (--step > 0) continue;
@@ -707,11 +723,12 @@ void product_of(const ProductArgs& a, int multiprocessors, cudaStream_t stream) 
         sizeof(float) * Reduce<NT>::floats + (NT == 0 ? staged_bytes(form, a.w.row_bytes) : 0);
     static const bool async = compiled_for(product_kernel<form, NT, fine>) >= 80;
     const size_t shared =
-        ring_offset + (async ? static_cast<size_t>(shape.split * shape.teams) * kAsyncDepth * kStageBytes : 0);
+        ring_offset +
+        (async ? static_cast<size_t>(shape.split * shape.teams) * kAsyncDepth * kStageBytes : 0);
     // Several rows are read from the first-level cache again and again; one row from shared memory.
-    launch<product_kernel<form, NT, fine>, NT == 0 ? Carveout::kShared : Carveout::kCache>(blocks, threads, shared, stream, a, chunks_a_part,
-                                           chunks_a_part / shape.split, rounds, shape.split, shape.teams, shift,
-                                           static_cast<int>(ring_offset));
+    launch<product_kernel<form, NT, fine>, NT == 0 ? Carveout::kShared : Carveout::kCache>(
+        blocks, threads, shared, stream, a, chunks_a_part, chunks_a_part / shape.split, rounds, shape.split,
+        shape.teams, shift, static_cast<int>(ring_offset));
   };
   if (a.rows == 1 && a.input.stride == 0) return run.template operator()<0>();
   if (a.rows <= 8) return run.template operator()<1>();

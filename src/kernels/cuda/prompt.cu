@@ -6,7 +6,8 @@
 namespace qwen2::cuda {
 namespace {
 
-// Of `dim` elements of a head in the product's order: queries and keys by tiles of eight pairs, values as they are.
+// Of `dim` elements of a head in the product's order: queries and keys by tiles of eight pairs, values as
+// they are.
 __device__ __forceinline__ int stored_dim(int d, int half, bool is_value) {
   if (is_value) return d;
   const int pair = d % half;
@@ -32,7 +33,8 @@ __global__ void split_qkv_kernel(const __grid_constant__ SplitQkvArgs a) {
       v[i] = __ldcg(from + stored_dim(d, half, is_value)) + a.cache.bias[head * dim + d];
     }
     if (!is_value) {
-      const auto* rotations = reinterpret_cast<const float2*>(a.cache.rotations) + int64_t(info.position) * half;
+      const auto* rotations =
+          reinterpret_cast<const float2*>(a.cache.rotations) + int64_t(info.position) * half;
       for (int i = 0; i < half / kWarp; ++i) {
         const float2 r = rotations[lane + i * kWarp];
         const float first = v[i];
@@ -53,14 +55,16 @@ __global__ void split_qkv_kernel(const __grid_constant__ SplitQkvArgs a) {
       continue;
     }
     const uint32_t page = a.cache.pages[info.page_offset + info.position / kPageTokens];
-    auto* out = reinterpret_cast<__half*>(a.cache.data +
-                                          (int64_t(page) * a.heads.kv_heads + kv_head) * kv_page_bytes(16, dim)) +
+    auto* out = reinterpret_cast<__half*>(a.cache.data + (int64_t(page) * a.heads.kv_heads + kv_head) *
+                                                             kv_page_bytes(16, dim)) +
                 ((is_value ? kPageTokens : 0) + info.position % kPageTokens) * dim;
     for (int i = 0; i < dim / kWarp; ++i) out[lane + i * kWarp] = __float2half_rn(saturate_half(v[i]));
   }
 }
 
-__device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1.0F + __expf(-gate)) * up; }
+__device__ __forceinline__ float swiglu(float gate, float up) {
+  return gate / (1.0F + __expf(-gate)) * up;
+}
 
 // One block a row. Twice where the row must be scaled down.
 __global__ void swiglu_kernel(const __grid_constant__ SwigluArgs a) {
@@ -86,7 +90,8 @@ __global__ void swiglu_kernel(const __grid_constant__ SwigluArgs a) {
         max = fmaxf(max, fabsf(value));
         value = saturate_half(value * down);
       }
-      *reinterpret_cast<uint2*>(x + k) = {as_bits(__floats2half2_rn(v[0], v[1])), as_bits(__floats2half2_rn(v[2], v[3]))};
+      *reinterpret_cast<uint2*>(x + k) = {as_bits(__floats2half2_rn(v[0], v[1])),
+                                          as_bits(__floats2half2_rn(v[2], v[3]))};
     }
   };
   run(1);
@@ -108,8 +113,8 @@ __global__ void expand_kernel(const __grid_constant__ DeviceMatrix w, uint16_t* 
     const int chunk = i / 16;
     const int t = i % 4;  // neighbouring threads write neighbouring columns
     const int j = i % 16 / 4;
-    const uint32_t word =
-        *reinterpret_cast<const uint32_t*>(w.codes + row * w.row_bytes + chunk * kChunkBytes + t * 16 + j * 4);
+    const uint32_t word = *reinterpret_cast<const uint32_t*>(w.codes + row * w.row_bytes +
+                                                             chunk * kChunkBytes + t * 16 + j * 4);
     constexpr int fours = form_bits(form) == 8 ? 1 : 2;
 #pragma unroll
     for (int f = 0; f < fours; ++f) {
@@ -139,7 +144,8 @@ __global__ void expand_kernel(const __grid_constant__ DeviceMatrix w, uint16_t* 
       if (w.order != nullptr) {
         for (int c = 0; c < 4; ++c) to[w.order[col + c]] = v[c];
       } else {
-        *reinterpret_cast<uint2*>(to + col) = {as_bits(__halves2half2(v[0], v[1])), as_bits(__halves2half2(v[2], v[3]))};
+        *reinterpret_cast<uint2*>(to + col) = {as_bits(__halves2half2(v[0], v[1])),
+                                               as_bits(__halves2half2(v[2], v[3]))};
       }
     }
   }

@@ -87,7 +87,8 @@ __global__ void scale_to_half_kernel(const __grid_constant__ ScaleToHalfArgs a) 
   }
 }
 
-__global__ void permute_half_kernel(int cols, int64_t stride, const int32_t* order, const uint16_t* x, uint16_t* out) {
+__global__ void permute_half_kernel(int cols, int64_t stride, const int32_t* order, const uint16_t* x,
+                                    uint16_t* out) {
   wait_for_previous();
   let_next_start();
   const int64_t row = blockIdx.x;
@@ -126,7 +127,8 @@ void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream) {
 }
 
 void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream) {
-  read_all_kernel<<<4 * 132, 512, 0, stream>>>(static_cast<const uint4*>(data), static_cast<int64_t>(bytes / 16), out);
+  read_all_kernel<<<4 * 132, 512, 0, stream>>>(static_cast<const uint4*>(data),
+                                               static_cast<int64_t>(bytes / 16), out);
 }
 
 void permute_half(int rows, int cols, int64_t stride, const int32_t* order, const uint16_t* x, uint16_t* out,

@@ -1,9 +1,9 @@
 // From logits to tokens.
 //
-// Greedy rows take the largest logit, its first where several are equal. Others keep the top_k largest, then the
-// likeliest that hold top_p of what is left, and draw among those in the order of their ids. Thresholds come from a
-// radix selection over the logits' bits, first by count, then by probability; probabilities are fixed-point
-// integers, so that sums do not depend on the order in which threads add.
+// Greedy rows take the largest logit, its first where several are equal. Others keep the top_k largest, then
+// the likeliest that hold top_p of what is left, and draw among those in the order of their ids. Thresholds
+// come from a radix selection over the logits' bits, first by count, then by probability; probabilities are
+// fixed-point integers, so that sums do not depend on the order in which threads add.
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.cuh"
@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_con
     last = atomicAdd(a.arrived + blockIdx.y, 1U) == kGreedyBlocks - 1;
     if (last) {
       __threadfence();
-      a.tokens[row.place] = static_cast<int32_t>(0xffffffffU - static_cast<uint32_t>(atomicExch(shared_best, 0ULL)));
+      a.tokens[row.place] =
+          static_cast<int32_t>(0xffffffffU - static_cast<uint32_t>(atomicExch(shared_best, 0ULL)));
       a.arrived[blockIdx.y] = 0;
     }
   }
@@ -89,8 +90,8 @@ struct Selected {
   unsigned long long above;  // what they hold
 };
 
-// The largest key such that keys at or above it hold at least `target` of `weight(key)`, among keys that are at
-// least `floor`. Four rounds of eight bits.
+// The largest key such that keys at or above it hold at least `target` of `weight(key)`, among keys that are
+// at least `floor`. Four rounds of eight bits.
 template <class Weight>
 __device__ Selected select(const float* logits, int vocab, uint32_t floor, unsigned long long target,
                            const Weight& weight, unsigned long long* bins) {
@@ -175,7 +176,8 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
     unsigned long long total = 0;
     block_prefix(own, scratch, total);
     if (ties != ~0ULL) total += ties * mass(threshold);
-    const auto target = static_cast<unsigned long long>(static_cast<double>(row.top_p) * static_cast<double>(total));
+    const auto target =
+        static_cast<unsigned long long>(static_cast<double>(row.top_p) * static_cast<double>(total));
     const Selected s = select(logits, a.vocab, threshold, target > 0 ? target : 1, kept, bins);
     const unsigned long long each = max(mass(s.threshold), 1ULL);
     const unsigned long long needed = s.above >= target ? 1 : (target - s.above + each - 1) / each;
@@ -203,7 +205,8 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
   for_each_kept([&](int, unsigned long long m) { own += m; });
   unsigned long long total = 0;
   unsigned long long before = block_prefix(own, scratch, total);
-  const auto drawn = min(static_cast<unsigned long long>(row.uniform * static_cast<double>(total)), total - 1);
+  const auto drawn =
+      min(static_cast<unsigned long long>(row.uniform * static_cast<double>(total)), total - 1);
   if (drawn < before || drawn >= before + own) return;
   bool found = false;
   for_each_kept([&](int i, unsigned long long m) {
