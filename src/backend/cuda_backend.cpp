@@ -99,8 +99,7 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
       cuda_status(cudaMemset(weights_memory_.data(), 0, weights_memory_.size()), "clearing the weights"));
   CudaArena arena(weights_memory_.data());
   QWEN2_TRY(weights_, lay_out_cuda_weights(checkpoint, config_, options_.precision, arena));
-  QWEN2_CHECK(load_cuda_weights(checkpoint, config_, options_.precision, cpu::kernels_for(cpu::detect_isa()),
-                                weights_));
+  QWEN2_CHECK(load_cuda_weights(checkpoint, config_, cpu::kernels_for(cpu::detect_isa()), weights_));
   QWEN2_CHECK(allocate());
   QWEN2_TRY(dense_, CublasLt::open(w_.gemm, kCudaGemmWorkspace));
   QWEN2_CHECK(separate_key_bias());

@@ -105,9 +105,8 @@ const CudaMatrixPart& part_of(const CudaMatrix& matrix, int64_t stored) {
 
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, const Qwen2Config& config, const Precision& precision,
-         const cpu::Kernels& kernels)
-      : checkpoint_(checkpoint), config_(config), precision_(precision), kernels_(kernels) {}
+  Loader(const Checkpoint& checkpoint, const Qwen2Config& config, const cpu::Kernels& kernels)
+      : checkpoint_(checkpoint), config_(config), kernels_(kernels) {}
 
   Status load(const MatrixEntry& entry, const CudaMatrix& matrix) {
     std::vector<Tables> tables;
@@ -200,6 +199,15 @@ class Loader {
       }
     });
     if (m.order != nullptr) {
+      // Tensors that share a matrix share its order of columns.
+      const std::vector<int32_t> order(host.permutation, host.permutation + entry.cols);
+      if (order_of_ == m.order && order != order_) {
+        return fail(ErrorKind::kUnsupported,
+                    "tensor '{}' has another order of columns (desc_act) than the one it is multiplied with",
+                    source.name);
+      }
+      order_of_ = m.order;
+      order_ = order;
       QWEN2_CHECK(
           cuda_status(cudaMemcpy(const_cast<int32_t*>(m.order), host.permutation,
                                  static_cast<size_t>(m.cols) * sizeof(int32_t), cudaMemcpyHostToDevice),
@@ -210,8 +218,9 @@ class Loader {
 
   const Checkpoint& checkpoint_;
   const Qwen2Config& config_;
-  const Precision& precision_;
   const cpu::Kernels& kernels_;
+  const int32_t* order_of_ = nullptr;  // the matrix whose order of columns was sent last
+  std::vector<int32_t> order_;
 };
 
 }  // namespace
@@ -225,10 +234,10 @@ void set_cuda_code(MatrixForm form, uint8_t* codes, int64_t col, int code) {
   }
 }
 
-Status load_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config, const Precision& precision,
-                         const cpu::Kernels& kernels, CudaWeights& weights) {
+Status load_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config, const cpu::Kernels& kernels,
+                         CudaWeights& weights) {
   const Inventory inventory(config);
-  Loader loader(checkpoint, config, precision, kernels);
+  Loader loader(checkpoint, config, kernels);
   for (const MatrixEntry& entry : inventory.matrices) QWEN2_CHECK(loader.load(entry, weights.matrix(entry)));
   for (const VectorEntry& entry : inventory.vectors) {
     std::vector<float> values(static_cast<size_t>(entry.size()));

@@ -168,6 +168,33 @@ TEST(GpuBackend, ARowsResultIsTheSameInEveryBatch) {
   }
 }
 
+// The formats that folders come in, against the CPU backend on the same files. (The GGUF fixtures have heads
+// of 32, which the CUDA backend does not take.)
+class GpuFormatTest : public testing::TestWithParam<std::string> {};
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, GpuFormatTest,
+                         testing::Values("quantized/gptq4_sym_g128", "quantized/gptq4_asym_g32_act",
+                                         "quantized/gptq4_v2_asym_g64", "quantized/gptq8_sym_g64",
+                                         "quantized/gptq8_asym_row", "quantized/awq_g64",
+                                         "quantized/awq_g128", "quantized/bnb8"));
+
+TEST_P(GpuFormatTest, SaysWhatTheCpuSays) {
+  const fs::path model = test::fixture_folder() / GetParam();
+  const auto cpu = open_cpu(model, {});
+  const auto gpu = open_cuda(model, {}, {.prefill_chunk = 32, .memory_budget = uint64_t{4} << 30});
+  ASSERT_TRUE(gpu);
+  double worst = 0;
+  for (const int64_t length : {int64_t{1}, int64_t{5}, int64_t{16}, test::uniform(17, 60)}) {
+    std::vector<TokenId> tokens(static_cast<size_t>(length));
+    for (TokenId& token : tokens)
+      token = static_cast<TokenId>(test::uniform(0, cpu->config().vocab_size - 1));
+    worst = std::max(
+        worst, difference(run(*gpu, tokens, 0, page_table(*gpu)), run(*cpu, tokens, 0, page_table(*cpu))));
+  }
+  std::printf("[   error  ] %s: %.5f\n", GetParam().c_str(), worst);
+  EXPECT_LE(worst, 0.03);
+}
+
 // The promise about memory: the driver's count stays inside of the budget, and nothing is allocated after the
 // start.
 TEST(GpuBackend, KeepsItsBudgetAndAllocatesNothingWhileItRuns) {
