@@ -348,7 +348,9 @@ void attend_group(const RowAttentionArgs& a, cudaStream_t stream) {
   if (group == 2) return attend_of<dim, bits, 2>(a, stream);
   if (group <= 4) return attend_of<dim, bits, 4>(a, stream);
   if (group <= 6) return attend_of<dim, bits, 6>(a, stream);
-  return attend_of<dim, bits, 8>(a, stream);
+  if (group == 7) return attend_of<dim, bits, 8>(a, stream);
+  return attend_of<dim, bits, 4>(
+      a, stream);  // the sums of eight heads of 128 would not fit a Turing block's memory
 }
 
 // One warp a row and head: K of all KV heads, then V.
