@@ -1,5 +1,5 @@
-// The forward pass on a GPU, read top to bottom in cuda_backend.cpp. Rows that decode go through recorded
-// graphs, prompts through cuda_prompt.cpp.
+// The forward pass on a GPU, read top to bottom in cuda_backend.cpp; cuda_start.cpp prepares it. Rows that
+// decode go through recorded graphs, prompts through cuda_prompt.cpp.
 #pragma once
 
 #include <array>
@@ -14,6 +14,12 @@
 #include "kernels/cuda/kernels.h"
 
 namespace qwen2 {
+
+// Chunks up to this length go row by row with those that decode: reading the weights once for all is then
+// cheaper than a product of their own.
+constexpr int64_t kShortChunk = 16;
+// Grids of the attention of rows that graphs are recorded for: parts of the longest row.
+constexpr std::array<int, 3> kSplitClasses{1, 8, cuda::kMaxSplits};
 
 class CudaBackend final : public Backend {
  public:
@@ -48,6 +54,7 @@ class CudaBackend final : public Backend {
     std::vector<Wanted> wanted;
   };
 
+  // In cuda_start.cpp.
   Status open_device();
   Status allocate();
   Status record_graphs();

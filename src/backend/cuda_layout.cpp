@@ -95,35 +95,6 @@ int64_t largest_expanded(const CudaWeights& weights) {
 
 }  // namespace
 
-CudaMatrix& CudaWeights::matrix(const MatrixEntry& entry) {
-  if (entry.role == MatrixRole::kEmbedding) return embedding;
-  if (entry.role == MatrixRole::kHead) return head;
-  CudaLayer& layer = layers[static_cast<size_t>(entry.layer)];
-  switch (entry.role) {
-    case MatrixRole::kQkv:
-      return layer.qkv;
-    case MatrixRole::kAttentionOutput:
-      return layer.attention_output;
-    case MatrixRole::kGateUp:
-      return layer.gate_up;
-    default:
-      return layer.down;
-  }
-}
-
-float*& CudaWeights::vector(const VectorEntry& entry) {
-  if (entry.role == VectorRole::kFinalNorm) return final_norm;
-  CudaLayer& layer = layers[static_cast<size_t>(entry.layer)];
-  switch (entry.role) {
-    case VectorRole::kInputNorm:
-      return layer.input_norm;
-    case VectorRole::kQkvBias:
-      return layer.qkv_bias;
-    default:
-      return layer.post_attention_norm;
-  }
-}
-
 int64_t cuda_row_stride(int64_t cols) {
   return round_up(cols, 128);
 }
@@ -138,9 +109,9 @@ Result<CudaWeights> lay_out_cuda_weights(const Checkpoint& checkpoint, const Qwe
   w.layers.resize(static_cast<size_t>(config.layers));
   const Inventory inventory(config);
   for (const MatrixEntry& entry : inventory.matrices) {
-    QWEN2_TRY(w.matrix(entry), lay_out(checkpoint, precision, entry, arena));
+    QWEN2_TRY(matrix_of(w, entry), lay_out(checkpoint, precision, entry, arena));
   }
-  for (const VectorEntry& entry : inventory.vectors) w.vector(entry) = arena.take<float>(entry.size());
+  for (const VectorEntry& entry : inventory.vectors) vector_of(w, entry) = arena.take<float>(entry.size());
   if (config.tied_head) w.head = w.embedding;
   return w;
 }

@@ -33,9 +33,6 @@ struct CudaWeights {
   std::vector<CudaLayer> layers;
   float* final_norm = nullptr;
   CudaMatrix head;  // the embedding when tied
-
-  CudaMatrix& matrix(const MatrixEntry& entry);
-  float*& vector(const VectorEntry& entry);
 };
 
 // Hands out aligned pieces of device memory; from a null base it only counts.

@@ -238,7 +238,8 @@ Status load_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config
                          CudaWeights& weights) {
   const Inventory inventory(config);
   Loader loader(checkpoint, config, kernels);
-  for (const MatrixEntry& entry : inventory.matrices) QWEN2_CHECK(loader.load(entry, weights.matrix(entry)));
+  for (const MatrixEntry& entry : inventory.matrices)
+    QWEN2_CHECK(loader.load(entry, matrix_of(weights, entry)));
   for (const VectorEntry& entry : inventory.vectors) {
     std::vector<float> values(static_cast<size_t>(entry.size()));
     float* out = values.data();
@@ -246,8 +247,8 @@ Status load_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config
       QWEN2_CHECK(checkpoint.load_vector(source.name, source.rows, out));
       out += source.rows;
     }
-    QWEN2_CHECK(cuda_status(cudaMemcpy(weights.vector(entry), values.data(), values.size() * sizeof(float),
-                                       cudaMemcpyHostToDevice),
+    QWEN2_CHECK(cuda_status(cudaMemcpy(vector_of(weights, entry), values.data(),
+                                       values.size() * sizeof(float), cudaMemcpyHostToDevice),
                             "sending a vector"));
   }
   return {};

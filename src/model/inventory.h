@@ -59,6 +59,38 @@ struct Inventory {
   explicit Inventory(const Qwen2Config& config);
 };
 
+// Where an entry goes: weights of any device have these members.
+template <class Weights>
+auto& matrix_of(Weights& w, const MatrixEntry& entry) {
+  if (entry.role == MatrixRole::kEmbedding) return w.embedding;
+  if (entry.role == MatrixRole::kHead) return w.head;
+  auto& layer = w.layers[static_cast<size_t>(entry.layer)];
+  switch (entry.role) {
+    case MatrixRole::kQkv:
+      return layer.qkv;
+    case MatrixRole::kAttentionOutput:
+      return layer.attention_output;
+    case MatrixRole::kGateUp:
+      return layer.gate_up;
+    default:
+      return layer.down;
+  }
+}
+
+template <class Weights>
+float*& vector_of(Weights& w, const VectorEntry& entry) {
+  if (entry.role == VectorRole::kFinalNorm) return w.final_norm;
+  auto& layer = w.layers[static_cast<size_t>(entry.layer)];
+  switch (entry.role) {
+    case VectorRole::kInputNorm:
+      return layer.input_norm;
+    case VectorRole::kQkvBias:
+      return layer.qkv_bias;
+    default:
+      return layer.post_attention_norm;
+  }
+}
+
 // The form in which a source is kept; nothing for 16 bits.
 Result<std::optional<QuantizedFormat>> kept_format(const Checkpoint& checkpoint, const Precision& precision,
                                                    const MatrixEntry& entry, const TensorSource& source);

@@ -8,35 +8,6 @@
 namespace qwen2 {
 namespace {
 
-WeightMatrix& matrix_of(Qwen2Weights& w, const MatrixEntry& entry) {
-  if (entry.role == MatrixRole::kEmbedding) return w.embedding;
-  if (entry.role == MatrixRole::kHead) return w.head;
-  LayerWeights& layer = w.layers[static_cast<size_t>(entry.layer)];
-  switch (entry.role) {
-    case MatrixRole::kQkv:
-      return layer.qkv;
-    case MatrixRole::kAttentionOutput:
-      return layer.attention_output;
-    case MatrixRole::kGateUp:
-      return layer.gate_up;
-    default:
-      return layer.down;
-  }
-}
-
-float*& vector_of(Qwen2Weights& w, const VectorEntry& entry) {
-  if (entry.role == VectorRole::kFinalNorm) return w.final_norm;
-  LayerWeights& layer = w.layers[static_cast<size_t>(entry.layer)];
-  switch (entry.role) {
-    case VectorRole::kInputNorm:
-      return layer.input_norm;
-    case VectorRole::kQkvBias:
-      return layer.qkv_bias;
-    default:
-      return layer.post_attention_norm;
-  }
-}
-
 // Hands out aligned pieces of one buffer; with a null base it only counts.
 class Arena {
  public:

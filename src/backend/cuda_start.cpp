@@ -1,0 +1,198 @@
+// What the CUDA backend does before its first step: the card, the plan, the memory, the weights, the recorded
+// steps.
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "backend/cuda_backend.h"
+#include "backend/cuda_weights.h"
+#include "backend/key_bias.h"
+#include "backend/nvml.h"
+#include "base/parallel.h"
+#include "base/units.h"
+
+namespace qwen2 {
+
+using cuda::Row;
+
+bool cuda_is_available() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+Result<std::unique_ptr<Backend>> create_cuda_backend(const Checkpoint& checkpoint, const Limits& limits,
+                                                     const CudaOptions& options) {
+  QWEN2_TRY(Qwen2Config config,
+            parse_qwen2_config(checkpoint.config_json(), checkpoint.generation_config_json()));
+  auto backend = std::make_unique<CudaBackend>(std::move(config), options);
+  QWEN2_CHECK(backend->start(checkpoint, limits));
+  return backend;
+}
+
+CudaBackend::~CudaBackend() {
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (const Inputs& inputs : inputs_) {
+    if (inputs.sent != nullptr) cudaEventDestroy(inputs.sent);
+  }
+  for (const cudaEvent_t done : done_) {
+    if (done != nullptr) cudaEventDestroy(done);
+  }
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+Status CudaBackend::open_device() {
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found != cudaSuccess || count == 0) {
+    return fail(ErrorKind::kNotFound, "--device cuda: no usable GPU ({})",
+                found == cudaSuccess ? "none found" : cudaGetErrorString(found));
+  }
+  QWEN2_CHECK(cuda_status(cudaSetDevice(0), "opening the GPU"));
+  cudaDeviceProp properties{};
+  QWEN2_CHECK(cuda_status(cudaGetDeviceProperties(&properties, 0), "reading the GPU's properties"));
+  if (properties.major * 10 + properties.minor < 75) {
+    return fail(ErrorKind::kUnsupported, "--device cuda: {} has compute capability {}.{}; 7.5 is needed",
+                properties.name, properties.major, properties.minor);
+  }
+  device_name_ = properties.name;
+  std::array<char, 32> bus_id{};
+  QWEN2_CHECK(cuda_status(cudaDeviceGetPCIBusId(bus_id.data(), bus_id.size(), 0), "reading the GPU's place"));
+  bus_id_ = bus_id.data();
+  cuda::set_multiprocessors(properties.multiProcessorCount);
+  return cuda_status(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+}
+
+Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
+  QWEN2_CHECK(open_device());
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  QWEN2_CHECK(cuda_status(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for free memory"));
+  CudaOverhead overhead;
+  overhead.context = nvml_process_memory(bus_id_).value_or(total_bytes - free_bytes);
+  overhead.graphs = kCudaGraphBytes;
+  overhead.available = overhead.context + free_bytes;
+  QWEN2_TRY(plan_, plan_cuda(checkpoint, config_, limits, options_, overhead));
+
+  CudaArena counter(nullptr);
+  QWEN2_TRY(const CudaWeights shape, lay_out_cuda_weights(checkpoint, config_, options_.precision, counter));
+  QWEN2_TRY(weights_memory_, DeviceBuffer::allocate(counter.used(), "the weights"));
+  QWEN2_CHECK(
+      cuda_status(cudaMemset(weights_memory_.data(), 0, weights_memory_.size()), "clearing the weights"));
+  CudaArena arena(weights_memory_.data());
+  QWEN2_TRY(weights_, lay_out_cuda_weights(checkpoint, config_, options_.precision, arena));
+  QWEN2_CHECK(load_cuda_weights(checkpoint, config_, cpu::kernels_for(cpu::detect_isa()), weights_));
+  QWEN2_CHECK(allocate());
+  QWEN2_TRY(dense_, CublasLt::open(w_.gemm, kCudaGemmWorkspace));
+  QWEN2_CHECK(separate_key_bias());
+  QWEN2_CHECK(record_graphs());
+  const uint64_t held = device_memory().value_or(0);
+  if (held > plan_.budget) {
+    return fail(ErrorKind::kOutOfMemory, "the driver counts {} where the budget is {}. The plan was:\n{}",
+                format_bytes(held), format_bytes(plan_.budget), plan_.table());
+  }
+  return {};
+}
+
+Status CudaBackend::allocate() {
+  const int64_t page_bytes = cuda::kv_page_bytes(options_.kv_bits, config_.head_dim) * config_.kv_heads;
+  const auto kv_bytes = static_cast<size_t>(config_.layers * (plan_.kv_pages + 1) * page_bytes);
+  QWEN2_TRY(kv_memory_, DeviceBuffer::allocate(kv_bytes, "the KV pool"));
+  QWEN2_CHECK(cuda_status(cudaMemset(kv_memory_.data(), 0, kv_bytes), "clearing the KV pool"));
+  CudaArena counter(nullptr);
+  lay_out_cuda_workspace(config_, plan_.limits, weights_, plan_.kv_pages, counter);
+  QWEN2_TRY(workspace_memory_, DeviceBuffer::allocate(counter.used(), "the workspace"));
+  QWEN2_CHECK(cuda_status(cudaMemset(workspace_memory_.data(), 0, counter.used()), "clearing the workspace"));
+  CudaArena arena(workspace_memory_.data());
+  w_ = lay_out_cuda_workspace(config_, plan_.limits, weights_, plan_.kv_pages, arena);
+
+  for (Inputs& inputs : inputs_) {
+    QWEN2_TRY(inputs.host, PinnedBuffer::allocate(static_cast<size_t>(w_.input_bytes()), "a step's inputs"));
+    QWEN2_CHECK(cuda_status(cudaEventCreateWithFlags(&inputs.sent, cudaEventDisableTiming), "an event"));
+  }
+  for (cudaEvent_t& done : done_) {
+    QWEN2_CHECK(cuda_status(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "an event"));
+  }
+  QWEN2_TRY(host_tokens_,
+            PinnedBuffer::allocate(static_cast<size_t>(2 * plan_.limits.max_num_seqs) * sizeof(int32_t),
+                                   "a step's tokens"));
+  const auto logits = static_cast<size_t>(plan_.limits.max_num_seqs * vocabulary_stride()) * sizeof(float);
+  QWEN2_TRY(host_logits_, PinnedBuffer::allocate(logits, "the logits"));
+
+  const int64_t half = config_.head_dim / 2;
+  std::vector<float> rotations(static_cast<size_t>(plan_.limits.max_model_len * config_.head_dim));
+  parallel_ranges(plan_.limits.max_model_len, [&](int64_t begin, int64_t end) {
+    for (int64_t position = begin; position < end; ++position) {
+      for (int64_t i = 0; i < half; ++i) {
+        const double frequency = std::pow(
+            config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim));
+        const double angle = static_cast<double>(position) * frequency;
+        float* pair = rotations.data() + (position * half + i) * 2;
+        pair[0] = static_cast<float>(std::cos(angle));
+        pair[1] = static_cast<float>(std::sin(angle));
+      }
+    }
+  });
+  return cuda_status(
+      cudaMemcpy(w_.rotations, rotations.data(), rotations.size() * sizeof(float), cudaMemcpyHostToDevice),
+      "sending rotation angles");
+}
+
+Status CudaBackend::separate_key_bias() {
+  const auto entries = static_cast<size_t>(config_.kv_heads) * cuda::kMaxBiasPairs;
+  for (size_t layer = 0; layer < weights_.layers.size(); ++layer) {
+    layer_bias_pairs_.push_back(0);
+    if (options_.key_bias == KeyBiasPlace::kKeys) continue;
+    float* place = weights_.layers[layer].qkv_bias + config_.q_size();
+    std::vector<float> bias(static_cast<size_t>(config_.kv_size()));
+    QWEN2_CHECK(
+        cuda_status(cudaMemcpy(bias.data(), place, bias.size() * sizeof(float), cudaMemcpyDeviceToHost),
+                    "reading a key bias"));
+    const auto taken = take_large_key_bias(config_, bias.data());
+    std::vector<int32_t> index(entries);
+    std::vector<float> first(entries), second(entries);
+    for (size_t head = 0; head < taken.size(); ++head) {
+      const cpu::KeyBias& own = taken[head];
+      layer_bias_pairs_[layer] = std::max(layer_bias_pairs_[layer], own.pairs);
+      const auto to = static_cast<std::ptrdiff_t>(head * cuda::kMaxBiasPairs);
+      std::copy_n(own.index, own.pairs, index.begin() + to);
+      std::copy_n(own.first, own.pairs, first.begin() + to);
+      std::copy_n(own.second, own.pairs, second.begin() + to);
+    }
+    std::byte* target = w_.key_bias + layer * entries * 12;
+    const size_t bytes = entries * 4;
+    const auto send = [&](std::byte* to, const void* from, size_t size) {
+      return cuda_status(cudaMemcpy(to, from, size, cudaMemcpyHostToDevice), "sending a key bias");
+    };
+    QWEN2_CHECK(send(target, index.data(), bytes));
+    QWEN2_CHECK(send(target + bytes, first.data(), bytes));
+    QWEN2_CHECK(send(target + 2 * bytes, second.data(), bytes));
+    QWEN2_CHECK(send(reinterpret_cast<std::byte*>(place), bias.data(), bias.size() * sizeof(float)));
+  }
+  return {};
+}
+
+Status CudaBackend::record_graphs() {
+  row_limit_ =
+      row_bucket(std::min<int64_t>(cuda::kMaxRows, std::max(kShortChunk, plan_.limits.max_num_seqs)));
+  const int last_class = split_class(plan_.limits.max_model_len);
+  for (int rows = 1; rows <= row_limit_; rows *= 2) {
+    for (const int splits : kSplitClasses) {
+      if (splits > last_class) break;
+      enqueue_rows(rows, splits);  // once without recording: loads the kernels
+      QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "the first step"));
+      QWEN2_CHECK(
+          cuda_status(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording"));
+      enqueue_rows(rows, splits);
+      cudaGraph_t graph = nullptr;
+      QWEN2_CHECK(cuda_status(cudaStreamEndCapture(stream_, &graph), "recording a step"));
+      const cudaError_t made = cudaGraphInstantiate(&graphs_[{rows, splits}], graph, 0);
+      cudaGraphDestroy(graph);
+      QWEN2_CHECK(cuda_status(made, "preparing a recorded step"));
+      QWEN2_CHECK(cuda_status(cudaGraphUpload(graphs_[{rows, splits}], stream_), "sending a recorded step"));
+    }
+  }
+  return cuda_status(cudaStreamSynchronize(stream_), "preparing recorded steps");
+}
+
+}  // namespace qwen2
