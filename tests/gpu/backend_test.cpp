@@ -12,36 +12,16 @@
 #include "base/memory.h"
 #include "unit/paths.h"
 #include "unit/random_data.h"
+#include "unit/run_backend.h"
 
 namespace qwen2 {
 namespace {
 
 namespace fs = std::filesystem;
 namespace json = boost::json;
-
-std::vector<uint32_t> page_table(const Backend& backend) {
-  std::vector<uint32_t> pages(static_cast<size_t>(
-      (backend.plan().limits.max_model_len + backend.page_tokens() - 1) / backend.page_tokens()));
-  std::iota(pages.begin(), pages.end(), 0U);
-  return pages;
-}
-
-std::vector<float> run(Backend& backend, std::span<const TokenId> tokens, int64_t position,
-                       const std::vector<uint32_t>& pages) {
-  const int64_t chunk = backend.plan().limits.prefill_chunk;
-  std::vector<float> row;
-  while (!tokens.empty()) {
-    const auto count = std::min<size_t>(tokens.size(), static_cast<size_t>(chunk - position % chunk));
-    const Chunk piece{tokens.first(count), position, pages, count == tokens.size()};
-    const auto logits = backend.forward(std::span(&piece, 1));
-    EXPECT_TRUE(logits) << logits.error().message;
-    if (!logits) return {};
-    if (piece.wants_logits) row.assign(logits->row(0).begin(), logits->row(0).end());
-    tokens = tokens.subspan(count);
-    position += static_cast<int64_t>(count);
-  }
-  return row;
-}
+using test::difference;
+using test::page_table;
+using test::run;
 
 std::unique_ptr<Backend> open_cuda(const fs::path& model, const CudaOptions& options, const Limits& limits) {
   const auto checkpoint = open_checkpoint(model.string());
@@ -56,19 +36,6 @@ std::unique_ptr<Backend> open_cpu(const fs::path& model, const Precision& precis
   auto backend = create_cpu_backend(**checkpoint, {}, {.isa = "baseline", .precision = precision});
   EXPECT_TRUE(backend) << backend.error().message;
   return std::move(*backend);
-}
-
-// The largest difference, relative to the largest expected logit; infinite where a logit is not finite.
-double difference(const std::vector<float>& logits, const std::vector<float>& expected) {
-  if (logits.size() != expected.size()) return INFINITY;
-  double largest = 0;
-  double worst = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    if (!std::isfinite(logits[i])) return INFINITY;
-    largest = std::max(largest, std::abs(double{expected[i]}));
-    worst = std::max(worst, std::abs(double{logits[i]} - expected[i]));
-  }
-  return worst / largest;
 }
 
 struct Case {
