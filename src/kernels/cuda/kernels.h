@@ -20,7 +20,7 @@ struct Row {
   int32_t token;  // below zero: -1 - the place of the token among EmbedArgs::sampled
   int32_t position;
   int32_t page_offset;  // of its sequence's page table in `pages`
-  int32_t place;        // of its logits; used by gather_rows
+  int32_t place;        // unused: keeps rows at 16 bytes
 };
 
 struct HeadShape {
