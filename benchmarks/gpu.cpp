@@ -21,7 +21,7 @@ using cuda::ProductArgs;
 
 constexpr int kLayers = 28;
 constexpr int kRuns = 15;
-constexpr int kSplit = 2;  // of the columns of the projections into the residual stream
+constexpr int kSplit = 4;  // of the columns of the projections into the residual stream
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;

@@ -21,6 +21,11 @@ using cuda::Row;
 static_assert(sizeof(Row) == CudaWorkspace::kRowBytes);
 static_assert(sizeof(cuda::SampleRow) == CudaWorkspace::kSampleBytes);
 
+// One row that every block of a product stages for itself, from fp16 or float activations.
+bool stages_plain(const cuda::DeviceMatrix& matrix, int rows) {
+  return rows == 1 && cuda::can_stage(matrix, false);
+}
+
 }  // namespace
 
 std::optional<uint64_t> CudaBackend::device_memory() const {
@@ -345,20 +350,19 @@ void CudaBackend::enqueue_rows(int count, int max_splits) const {
   embed.clear_count = static_cast<int>(config_.layers * cuda::kMaxRows);
   cuda::embed(embed, stream_);
   int current = 0;
-  for (int layer = 0; layer < config_.layers; ++layer)
-    enqueue_layer(layer, count, max_splits, layer == 0 ? 0 : kDownSplit, current);
-  enqueue_head(count, kDownSplit, current);
+  for (int layer = 0; layer < config_.layers; ++layer) enqueue_layer(layer, count, max_splits, current);
+  multiply(weights_.head, head_product(count, kDownSplit, current));
 }
 
 // Logits of the rows of the residual stream.
-void CudaBackend::enqueue_head(int count, int parts, int& current) const {
+ProductArgs CudaBackend::head_product(int count, int parts, int& current) const {
   ProductArgs head;
   head.rows = count;
   head.input = input_of(weights_.final_norm, weights_.head, count, parts, current, false);
   head.out_rows = static_cast<int>(config_.vocab_size);
   head.y = w_.logits;
   head.y_stride = vocabulary_stride();
-  multiply(weights_.head, head);
+  return head;
 }
 
 // The residual stream, normed, as a product's input. The sum of its parts goes to the other buffer.
@@ -396,13 +400,11 @@ ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, 
   return input;
 }
 
-void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts, int& current) const {
+ProductArgs CudaBackend::qkv_product(int layer, int count, int& current) const {
   const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
-  const auto hidden = static_cast<int>(config_.hidden_size);
-
   ProductArgs qkv;
   qkv.rows = count;
-  qkv.input = input_of(w.input_norm, w.qkv, count, parts, current, true);
+  qkv.input = input_of(w.input_norm, w.qkv, count, layer == 0 ? 0 : kDownSplit, current, true);
   qkv.output = ProductOutput::kQkv;
   qkv.row_info = rows();
   qkv.heads = heads();
@@ -410,14 +412,16 @@ void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts,
   qkv.q = w_.q;
   qkv.q_scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim));
   qkv.new_kv = w_.new_kv;
-  multiply(w.qkv, qkv);
-  if (options_.kv_bits == 8) cuda::store_kv_int8({count, rows(), heads(), qkv.cache, w_.new_kv}, stream_);
+  return qkv;
+}
 
+cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_splits) const {
+  const CudaMatrix& output = weights_.layers[static_cast<size_t>(layer)].attention_output;
   cuda::RowAttentionArgs attention;
   attention.rows = count;
   attention.row_info = rows();
   attention.heads = heads();
-  attention.cache = qkv.cache;
+  attention.cache = cache(layer);
   attention.q = w_.q;
   attention.older_keys = count == 1;
   attention.max_splits = max_splits;
@@ -426,25 +430,29 @@ void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts,
                                  : cuda::split_keys(static_cast<int>(plan_.limits.max_model_len));
   attention.out = w_.attended;
   attention.out_stride = cuda_row_stride(config_.q_size());
-  const cuda::DeviceMatrix& output_matrix = w.attention_output.front().matrix;
-  const bool stages_output = count == 1 && cuda::can_stage(output_matrix, false);
-  attention.lane_order =
-      !stages_output && wants_lane_order(w.attention_output) && output_matrix.order == nullptr;
+  attention.lane_order = !stages_plain(output.front().matrix, count) && wants_lane_order(output) &&
+                         output.front().matrix.order == nullptr;
   attention.part_sums = w_.part_sums;
   attention.part_scalars = w_.part_scalars;
   attention.arrived = w_.arrived;
-  cuda::attend_rows(attention, stream_);
+  return attention;
+}
 
+ProductArgs CudaBackend::output_product(int layer, int count) const {
+  const CudaMatrix& matrix = weights_.layers[static_cast<size_t>(layer)].attention_output;
   ProductArgs output;
   output.rows = count;
   output.input.x = w_.attended;
-  output.input.stride = stages_output ? 0 : attention.out_stride;
-  output.out_rows = hidden;
+  output.input.stride = stages_plain(matrix.front().matrix, count) ? 0 : cuda_row_stride(config_.q_size());
+  output.out_rows = static_cast<int>(config_.hidden_size);
   output.y = w_.partials;
-  output.y_stride = hidden;
+  output.y_stride = config_.hidden_size;
   output.split = kOutputSplit;
-  multiply(w.attention_output, output);
+  return output;
+}
 
+ProductArgs CudaBackend::gate_up_product(int layer, int count, int& current) const {
+  const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
   ProductArgs gate_up;
   gate_up.rows = count;
   gate_up.input = input_of(w.post_attention_norm, w.gate_up, count, kOutputSplit, current, true);
@@ -452,27 +460,40 @@ void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int parts,
   gate_up.y = w_.products;
   gate_up.y_stride = config_.intermediate_size;
   gate_up.row_max = w_.row_max + layer * cuda::kMaxRows;
-  multiply(w.gate_up, gate_up);
+  return gate_up;
+}
 
-  const cuda::DeviceMatrix& down_matrix = w.down.front().matrix;
+ProductArgs CudaBackend::down_product(int layer, int count) const {
+  const CudaMatrix& matrix = weights_.layers[static_cast<size_t>(layer)].down;
   ProductArgs down;
   down.rows = count;
-  down.input.row_max = gate_up.row_max;
-  if (count == 1 && cuda::can_stage(down_matrix, false)) {
+  down.input.row_max = w_.row_max + layer * cuda::kMaxRows;
+  if (stages_plain(matrix.front().matrix, count)) {
     down.input.values = w_.products;
   } else {
     const int64_t stride = cuda_row_stride(config_.intermediate_size);
-    cuda::scale_to_half({count, static_cast<int>(config_.intermediate_size), w_.products, gate_up.row_max,
-                         w_.x, stride, wants_lane_order(w.down) && down_matrix.order == nullptr},
+    cuda::scale_to_half({count, static_cast<int>(config_.intermediate_size), w_.products, down.input.row_max,
+                         w_.x, stride, wants_lane_order(matrix) && matrix.front().matrix.order == nullptr},
                         stream_);
     down.input.x = w_.x;
     down.input.stride = stride;
   }
-  down.out_rows = hidden;
+  down.out_rows = static_cast<int>(config_.hidden_size);
   down.y = w_.partials;
-  down.y_stride = hidden;
+  down.y_stride = config_.hidden_size;
   down.split = kDownSplit;
-  multiply(w.down, down);
+  return down;
+}
+
+void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int& current) const {
+  const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
+  const ProductArgs qkv = qkv_product(layer, count, current);
+  multiply(w.qkv, qkv);
+  if (options_.kv_bits == 8) cuda::store_kv_int8({count, rows(), heads(), qkv.cache, w_.new_kv}, stream_);
+  cuda::attend_rows(row_attention(layer, count, max_splits), stream_);
+  multiply(w.attention_output, output_product(layer, count));
+  multiply(w.gate_up, gate_up_product(layer, count, current));
+  multiply(w.down, down_product(layer, count));
 }
 
 }  // namespace qwen2

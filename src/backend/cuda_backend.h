@@ -66,7 +66,6 @@ class CudaBackend final : public Backend {
                      uint32_t* words, int32_t& word) const;
   // Where this step's tokens, or the one's before it, lie among all.
   [[nodiscard]] int64_t token_place(int64_t step) const { return step % 2 * plan_.limits.max_num_seqs; }
-  void enqueue_head(int count, int parts, int& current) const;
   // In cuda_prompt.cpp.
   Status run_prompt(const Chunk& chunk);
   Status prompt_attention(int layer, const Chunk& chunk);
@@ -77,7 +76,14 @@ class CudaBackend final : public Backend {
   Status prompt_head(int64_t first, int64_t rows) const;
   void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
   void enqueue_rows(int count, int max_splits) const;
-  void enqueue_layer(int layer, int count, int max_splits, int parts, int& current) const;
+  void enqueue_layer(int layer, int count, int max_splits, int& current) const;
+  // What the stages of a layer are given. Where several rows share an input, it is made here.
+  [[nodiscard]] cuda::ProductArgs qkv_product(int layer, int count, int& current) const;
+  [[nodiscard]] cuda::RowAttentionArgs row_attention(int layer, int count, int max_splits) const;
+  [[nodiscard]] cuda::ProductArgs output_product(int layer, int count) const;
+  [[nodiscard]] cuda::ProductArgs gate_up_product(int layer, int count, int& current) const;
+  [[nodiscard]] cuda::ProductArgs down_product(int layer, int count) const;
+  [[nodiscard]] cuda::ProductArgs head_product(int count, int parts, int& current) const;
   [[nodiscard]] cuda::KvCache cache(int layer) const;
   [[nodiscard]] cuda::HeadShape heads() const;
   [[nodiscard]] cuda::ProductInput input_of(const float* norm, const CudaMatrix& matrix, int count, int parts,

@@ -110,8 +110,8 @@ struct CudaWorkspace {
 constexpr int64_t kCudaGemmWorkspace = int64_t{32} << 20;
 // Parts of the columns of the two projections into the residual stream: their rows alone are too few tiles
 // for a large card.
-constexpr int kDownSplit = 2;
-constexpr int kOutputSplit = 2;
+constexpr int kDownSplit = 4;
+constexpr int kOutputSplit = 4;
 
 CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& config, const Limits& limits,
                                      const CudaWeights& weights, int64_t kv_pages, CudaArena& arena);

@@ -126,7 +126,7 @@ Status CudaBackend::prompt_head(int64_t first, int64_t rows) const {
                                           cudaMemcpyDeviceToDevice, stream_),
                           "a prompt's last row"));
   int current = 0;
-  enqueue_head(row_bucket(rows), 0, current);
+  multiply(weights_.head, head_product(row_bucket(rows), 0, current));
   return cuda_status(cudaGetLastError(), "a prompt's logits");
 }
 

@@ -12,7 +12,11 @@
 namespace qwen2::cuda {
 namespace {
 
+// Values are summed by as many lanes as a block of kThreads has; smaller blocks stand for all of them, so
+// that a row's result does not depend on the block. Small ones leave room for the blocks of the kernels
+// before and after beside them: with 128 registers a thread, 512 threads are a whole multiprocessor.
 constexpr int kThreads = 512;
+constexpr int kSmallThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kHeads = 8;  // of one block at most; also the stride of the scores
 constexpr int kElements = 8;
@@ -71,12 +75,12 @@ struct Shared {
 };
 
 // What the key bias that is kept out of the cache adds to the scores: it rotates with the key's position.
-template <int dim>
+template <int dim, int threads>
 __device__ void add_key_bias(const RowAttentionArgs& a, int kv_head, int heads, const float* q, int first_key,
                              int keys, float (*q_bias)[kMaxBiasPairs][2], float* scores) {
   const KeyBiasView& bias = a.cache.key_bias;
   const int32_t* index = bias.index + kv_head * kMaxBiasPairs;
-  for (int i = threadIdx.x; i < heads * bias.pairs; i += kThreads) {
+  for (int i = threadIdx.x; i < heads * bias.pairs; i += threads) {
     const int head = i / bias.pairs;
     const int pair = i % bias.pairs;
     const float b0 = bias.first[kv_head * kMaxBiasPairs + pair];
@@ -87,7 +91,7 @@ __device__ void add_key_bias(const RowAttentionArgs& a, int kv_head, int heads, 
     q_bias[head][pair][1] = q1 * b0 - q0 * b1;
   }
   __syncthreads();
-  for (int key = threadIdx.x; key < keys; key += kThreads) {
+  for (int key = threadIdx.x; key < keys; key += threads) {
     const auto* rotation =
         reinterpret_cast<const float2*>(a.cache.rotations) + int64_t(first_key + key) * (dim / 2);
     float add[kHeads] = {};
@@ -107,11 +111,11 @@ constexpr int kLoads = G == 1   ? 8
                                 : 2;
 
 // Loads of kUnroll keys or values by a group of lanes that share one.
-template <int dim, int bits, int loads>
+template <int dim, int bits, int loads, int threads>
 struct Batch {
   static constexpr int kUnroll = loads;
   static constexpr int lanes = dim / kElements;
-  static constexpr int stride = kThreads / lanes;
+  static constexpr int stride = threads / lanes;
   Packed<bits> values[kUnroll];
   float scale[kUnroll];
 
@@ -131,11 +135,11 @@ struct Batch {
 };
 
 // `k` holds the first batch.
-template <int dim, int bits, int G>
+template <int dim, int bits, int G, int threads>
 __device__ __forceinline__ void score_keys(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
                                            int heads, const float* q, int first_key, int keys,
-                                           Batch<dim, bits, kLoads<G>>& k, float* scores) {
-  using B = Batch<dim, bits, kLoads<G>>;
+                                           Batch<dim, bits, kLoads<G>, threads>& k, float* scores) {
+  using B = Batch<dim, bits, kLoads<G>, threads>;
   constexpr int at_once = kWarp / B::lanes;
   const int lane = threadIdx.x % B::lanes;
   const int own = threadIdx.x / B::lanes;
@@ -197,15 +201,18 @@ __device__ void soften(int heads, int keys, float* scores, float* maximum, float
 }
 
 // Sums of weighted values, into `sums` [kWarps][heads][dim] of shared memory.
-template <int dim, int bits, int G>
+template <int dim, int bits, int G, int threads>
 __device__ __forceinline__ void sum_values(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
-                                           int heads, int first_key, int keys, Batch<dim, bits, kLoads<G>>& v,
-                                           const float* weights, float* sums) {
-  using B = Batch<dim, bits, kLoads<G>>;
+                                           int heads, int first_key, int keys,
+                                           Batch<dim, bits, kLoads<G>, threads>& v, const float* weights,
+                                           float* sums) {
+  using B = Batch<dim, bits, kLoads<G>, threads>;
   constexpr int lanes = B::lanes;
   const int lane = threadIdx.x % lanes;
   const int own = threadIdx.x / lanes;
-  float total[G][kElements] = {};
+  constexpr int stands_for = kThreads / threads;
+  static_assert(B::kUnroll % stands_for == 0);
+  float total[stands_for][G][kElements] = {};
   for (int begin = own; begin < keys; begin += B::stride * B::kUnroll) {
     if (begin != own) v.load(a, pages, kv_head, 1, first_key, begin, keys, 0, INT_MAX);
 #pragma unroll
@@ -218,30 +225,36 @@ __device__ __forceinline__ void sum_values(const RowAttentionArgs& a, const uint
       for (int h = 0; h < G; ++h) {
         const float weight = weights[key * kHeads + h] * v.scale[u];
 #pragma unroll
-        for (int i = 0; i < kElements; ++i) total[h][i] += weight * values[i];
+        for (int i = 0; i < kElements; ++i) total[u % stands_for][h][i] += weight * values[i];
       }
     }
   }
   __syncthreads();  // the weights are read: `sums` may lie over them
 #pragma unroll
-  for (int h = 0; h < G; ++h) {
+  for (int part = 0; part < stands_for; ++part) {
 #pragma unroll
-    for (int i = 0; i < kElements; ++i) {
+    for (int h = 0; h < G; ++h) {
 #pragma unroll
-      for (int o = lanes; o < kWarp; o *= 2) total[h][i] += __shfl_xor_sync(kFullMask, total[h][i], o);
-    }
-    if (h < heads && threadIdx.x % kWarp < lanes) {
-      float* out = sums + ((threadIdx.x / kWarp) * heads + h) * dim + lane * kElements;
+      for (int i = 0; i < kElements; ++i) {
 #pragma unroll
-      for (int i = 0; i < kElements; ++i) out[i] = total[h][i];
+        for (int o = lanes; o < kWarp; o *= 2)
+          total[part][h][i] += __shfl_xor_sync(kFullMask, total[part][h][i], o);
+      }
+      if (h < heads && threadIdx.x % kWarp < lanes) {
+        const int warp = threadIdx.x / kWarp + part * (threads / kWarp);
+        float* out = sums + (warp * heads + h) * dim + lane * kElements;
+#pragma unroll
+        for (int i = 0; i < kElements; ++i) out[i] = total[part][h][i];
+      }
     }
   }
   __syncthreads();
 }
 
 // Merges the parts of the block's heads, in their order.
+template <int threads>
 __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int heads, int dim, int splits) {
-  for (int i = threadIdx.x; i < heads * dim; i += kThreads) {
+  for (int i = threadIdx.x; i < heads * dim; i += threads) {
     const int head = first_head + i / dim;
     const int64_t at = (int64_t(row) * a.heads.q_heads + head) * kMaxSplits;
     float max = -INFINITY;
@@ -258,8 +271,9 @@ __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int he
   }
 }
 
-template <int dim, int bits, int G>
-__global__ void __launch_bounds__(kThreads) attend_rows_kernel(const __grid_constant__ RowAttentionArgs a) {
+template <int dim, int bits, int G, int threads>
+__global__ void __launch_bounds__(threads, kThreads / threads)
+    attend_rows_kernel(const __grid_constant__ RowAttentionArgs a) {
   extern __shared__ float shared_floats[];
   __shared__ Shared<G> shared;
   // The inputs of the step, and all keys and values but this step's, are older than the previous kernel.
@@ -284,9 +298,9 @@ __global__ void __launch_bounds__(kThreads) attend_rows_kernel(const __grid_cons
   const float* q = a.q + (int64_t(row) * a.heads.q_heads + first_head) * dim;
   const uint32_t* pages = a.cache.pages + info.page_offset;
   float* scores = shared_floats;
-  const int own = threadIdx.x / Batch<dim, bits, kLoads<G>>::lanes;
+  const int own = threadIdx.x / Batch<dim, bits, kLoads<G>, threads>::lanes;
   const int older = a.older_keys ? info.position : 0;
-  Batch<dim, bits, kLoads<G>> k, v;
+  Batch<dim, bits, kLoads<G>, threads> k, v;
   k.load(a, pages, kv_head, 0, first_key, own, keys, 0, older);
   v.load(a, pages, kv_head, 1, first_key, own, keys, 0, older);
   wait_for_previous();
@@ -294,15 +308,15 @@ __global__ void __launch_bounds__(kThreads) attend_rows_kernel(const __grid_cons
   k.load(a, pages, kv_head, 0, first_key, own, keys, older, INT_MAX);
   v.load(a, pages, kv_head, 1, first_key, own, keys, older, INT_MAX);
 
-  score_keys<dim, bits, G>(a, pages, kv_head, heads, q, first_key, keys, k, scores);
+  score_keys<dim, bits, G, threads>(a, pages, kv_head, heads, q, first_key, keys, k, scores);
   if (a.cache.key_bias.pairs > 0) {
-    add_key_bias<dim>(a, kv_head, heads, q, first_key, keys, shared.q_bias, scores);
+    add_key_bias<dim, threads>(a, kv_head, heads, q, first_key, keys, shared.q_bias, scores);
   }
   soften(heads, keys, scores, shared.maximum, shared.denominator);
   float* sums = shared_floats;
-  sum_values<dim, bits, G>(a, pages, kv_head, heads, first_key, keys, v, scores, sums);
+  sum_values<dim, bits, G, threads>(a, pages, kv_head, heads, first_key, keys, v, scores, sums);
 
-  for (int i = threadIdx.x; i < heads * dim; i += kThreads) {
+  for (int i = threadIdx.x; i < heads * dim; i += threads) {
     float sum = 0;
     for (int w = 0; w < kWarps; ++w) sum += sums[w * heads * dim + i];
     const int head = first_head + i / dim;
@@ -326,30 +340,32 @@ __global__ void __launch_bounds__(kThreads) attend_rows_kernel(const __grid_cons
   __syncthreads();
   if (!shared.last) return;
   __threadfence();
-  merge(a, row, first_head, heads, dim, splits);
+  merge<threads>(a, row, first_head, heads, dim, splits);
   if (threadIdx.x == 0) *arrived = 0;
 }
 
-template <int dim, int bits, int G>
+template <int dim, int bits, int G, int threads>
 void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
   const int group = a.heads.group();
   const int blocks_a_head = (group + G - 1) / G;
   const size_t scores = sizeof(float) * a.max_split_keys * kHeads;
   const size_t sums = sizeof(float) * kWarps * (group < G ? group : G) * dim;
-  launch<attend_rows_kernel<dim, bits, G>>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows),
-                                           kThreads, scores > sums ? scores : sums, stream, a);
+  launch<attend_rows_kernel<dim, bits, G, threads>>(
+      dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows), threads, scores > sums ? scores : sums,
+      stream, a);
 }
 
 template <int dim, int bits>
 void attend_group(const RowAttentionArgs& a, cudaStream_t stream) {
   // Few short rows are bound by the length of one block's work, not by what is read twice.
-  const int group = a.rows <= 2 && a.max_splits == 1 ? 1 : a.heads.group();
-  if (group == 1) return attend_of<dim, bits, 1>(a, stream);
-  if (group == 2) return attend_of<dim, bits, 2>(a, stream);
-  if (group <= 4) return attend_of<dim, bits, 4>(a, stream);
-  if (group <= 6) return attend_of<dim, bits, 6>(a, stream);
-  if (group == 7) return attend_of<dim, bits, 8>(a, stream);
-  return attend_of<dim, bits, 4>(
+  if (a.rows <= 2 && a.max_splits == 1) return attend_of<dim, bits, 1, kSmallThreads>(a, stream);
+  const int group = a.heads.group();
+  if (group == 1) return attend_of<dim, bits, 1, kThreads>(a, stream);
+  if (group == 2) return attend_of<dim, bits, 2, kThreads>(a, stream);
+  if (group <= 4) return attend_of<dim, bits, 4, kThreads>(a, stream);
+  if (group <= 6) return attend_of<dim, bits, 6, kThreads>(a, stream);
+  if (group == 7) return attend_of<dim, bits, 8, kThreads>(a, stream);
+  return attend_of<dim, bits, 4, kThreads>(
       a, stream);  // the sums of eight heads of 128 would not fit a Turing block's memory
 }
 

@@ -7,6 +7,8 @@
 // depends on the matrix alone: a row's result is the same in every batch.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.cuh"
@@ -18,37 +20,18 @@ constexpr int kNormQuads = 2;      // of each thread, in registers: up to 2048 c
 constexpr int kMaxWarps = 12;
 constexpr int kReduceColumns = 16;
 
-// How a block's warps share the work: `split` of them the columns of a tile, `teams` as many tiles.
-struct Shape {
-  int split = 8;
-  int teams = 1;
-};
+// Warps that take the columns of a tile in turn. It decides in which order a sum is added up, so it is the
+// same for every batch and matrix; with fewer, the two projections into the residual stream would have too
+// few blocks, with more, adding up would cost more than it gains.
+constexpr int kSplitWarps = 4;
 
-// The shape that leaves the least idle: whole rounds of tiles over the multiprocessors, whole chunks over the
-// warps; of equal ones, the one with the longest runs, as long as a block has ten warps. It depends on the
-// matrix and the card alone.
-inline Shape product_shape(const DeviceMatrix& w, int parts, int multiprocessors) {
-  const int chunks = (w.chunks() + parts - 1) / parts;
-  Shape best;
-  double best_share = 0;
-  for (int split = kMaxWarps; split >= 2; --split) {
-    for (int teams = 1; split * teams <= kMaxWarps; ++teams) {
-      if (split * teams < 8) continue;
-      const int places = multiprocessors * teams;
-      const int rounds = (w.tiles() + places - 1) / places;
-      const int steps = (chunks + split - 1) / split;
-      // In one round everything is in flight at once: many warps are what counts.
-      const int covered = rounds == 1 ? w.tiles() : places * rounds;
-      double share = double(w.tiles()) / covered * chunks / (double(split) * steps);
-      if (rounds == 1) share *= split * teams / double(kMaxWarps) * (teams == 1 ? 1.0 : 0.5);
-      if (split * teams < 10) share *= 0.9;
-      if (share >= best_share - 1e-9) {
-        best_share = share;
-        best = {split, teams};
-      }
-    }
-  }
-  return best;
+// Tiles that a block works on at once, which changes no sum. One row is in flight as a whole: then as many
+// blocks as there are tiles. Otherwise large blocks, as long as they fill the card.
+inline int product_teams(const DeviceMatrix& w, int parts, int rows, int multiprocessors) {
+  constexpr int kTeams = kMaxWarps / kSplitWarps;
+  const int blocks = (w.tiles() + kTeams - 1) / kTeams * parts;
+  const bool fills = rows == 1 ? w.tiles() > multiprocessors : 10 * blocks >= 9 * multiprocessors;
+  return fills ? kTeams : 1;
 }
 
 struct LaneChunk {
@@ -476,14 +459,14 @@ struct Reduce {
   static constexpr int floats = kMaxWarps * kTileRows * columns * buffers;
 };
 
-__device__ __forceinline__ void team_barrier(int team, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "r"(threads) : "memory");
+__device__ __forceinline__ void team_barrier(int team) {
+  asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(kSplitWarps * kWarp) : "memory");
 }
 
 // Adds up a team's sums of one tile and stores them. `turn` says which warps do it when few are needed.
 template <int NT>
 __device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int turn, int team, int in_team,
-                                            int split, const Sums<NT>& sums, float* buffer, float factor,
+                                            const Sums<NT>& sums, float* buffer, float factor,
                                             const float* factors, unsigned* block_max, const QkvPair& qkv,
                                             float& largest) {
   using R = Reduce<NT>;
@@ -508,17 +491,12 @@ __device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int 
               sums[pass * (R::columns / 8) + n][i];
       }
     }
-    team_barrier(team, split * kWarp);
-    int turned = in_team + turn % split;
-    if (turned >= split) turned -= split;
-    for (int column = turned; column < R::columns; column += split) {
+    team_barrier(team);
+    for (int column = (in_team + turn) % kSplitWarps; column < R::columns; column += kSplitWarps) {
       const int pair = lane / 4;
-      float v0 = 0;
-      float v1 = 0;
-      for (int w = lane % 4; w < split; w += 4) {
-        v0 += all[(w * kTileRows + pair) * R::columns + column];
-        v1 += all[(w * kTileRows + pair + 8) * R::columns + column];
-      }
+      static_assert(kSplitWarps == 4);  // a lane of four for each warp's sum
+      float v0 = all[(lane % 4 * kTileRows + pair) * R::columns + column];
+      float v1 = all[(lane % 4 * kTileRows + pair + 8) * R::columns + column];
       v0 += __shfl_xor_sync(kFullMask, v0, 1);
       v1 += __shfl_xor_sync(kFullMask, v1, 1);
       v0 += __shfl_xor_sync(kFullMask, v0, 2);
@@ -535,14 +513,14 @@ __device__ __forceinline__ void reduce_tile(const ProductArgs& a, int tile, int 
         atomicMax(block_max + m, __float_as_uint(magnitude));
       }
     }
-    if (R::buffers == 1) team_barrier(team, split * kWarp);
+    if (R::buffers == 1) team_barrier(team);
   }
 }
 
 template <MatrixForm form, int NT, bool fine>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
-    product_kernel(const __grid_constant__ ProductArgs a, int chunks_a_part, int whole, int rounds, int split,
-                   int teams, int group_shift, int ring_offset) {
+    product_kernel(const __grid_constant__ ProductArgs a, int chunks_a_part, int whole, int rounds, int teams,
+                   int group_shift, int ring_offset) {
   extern __shared__ uint4 shared_memory[];
   __shared__ float factors[NT == 0 ? 1 : kMaxRows];
   __shared__ unsigned block_max[NT == 0 ? 1 : kMaxRows];
@@ -553,17 +531,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   const int warp = threadIdx.x / kWarp;
   const int g = threadIdx.x % kWarp / 4;
   const int t = threadIdx.x % 4;
-  int team = 0;
-  for (int end = split; warp >= end; end += split) ++team;
-  const int in_team = warp - team * split;
+  const int team = warp / kSplitWarps;
+  const int in_team = warp % kSplitWarps;
   const int first_chunk = blockIdx.y * chunks_a_part + in_team;
   const int end_chunk = min(static_cast<int>(blockIdx.y + 1) * chunks_a_part, w.chunks());
   // `whole`: steps of every warp in each tile; some have one more, in the last part some have fewer.
-  int steps = whole + (first_chunk + whole * split < end_chunk ? 1 : 0);
-  while (steps > 0 && first_chunk + (steps - 1) * split >= end_chunk) --steps;
+  int steps = whole + (first_chunk + whole * kSplitWarps < end_chunk ? 1 : 0);
+  while (steps > 0 && first_chunk + (steps - 1) * kSplitWarps >= end_chunk) --steps;
   const int first_tile = blockIdx.x * teams + team;
   const int tile_stride = gridDim.x * teams;
-  int own_tiles = rounds;
+  int own_tiles = team < teams ? rounds : 0;  // warps beyond the teams help to norm
   while (own_tiles > 0 && first_tile + (own_tiles - 1) * tile_stride >= w.tiles()) --own_tiles;
 
   Ring<scaled> ring(reinterpret_cast<const char*>(shared_memory) + ring_offset +
@@ -574,9 +551,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
       static_cast<const uint16_t*>(w.scales) + int64_t(first_tile) * w.groups * kTileRows;
   const int64_t high_row = 8 * w.row_bytes;
   const int64_t code_jump =
-      int64_t(tile_stride) * kTileRows * w.row_bytes - int64_t(steps) * split * kChunkBytes;
+      int64_t(tile_stride) * kTileRows * w.row_bytes - int64_t(steps) * kSplitWarps * kChunkBytes;
   const int64_t scale_jump = int64_t(tile_stride) * w.groups * kTileRows;
-  const int64_t step_bytes = split * kChunkBytes;
+  const int64_t step_bytes = kSplitWarps * kChunkBytes;
   int fetches = own_tiles * steps;
   int fetch_step = steps;
   int fetch_chunk = first_chunk;
@@ -586,7 +563,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
     ring.start(place, codes, high_row, scaled ? scales + (fetch_chunk >> group_shift) * kTileRows : nullptr);
     ring.pass();
     codes += step_bytes;
-    if constexpr (scaled) fetch_chunk += split;
+    if constexpr (scaled) fetch_chunk += kSplitWarps;
     if (--fetch_step == 0) {
       fetch_step = steps;
       codes += code_jump;
@@ -649,8 +626,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   int tile = first_tile;
   int turn = 0;
   const auto finish_tile = [&] {
-    reduce_tile<NT>(a, tile, turn++, team, in_team, split, sums, buffer, factor, factors, block_max, qkv,
-                    largest);
+    reduce_tile<NT>(a, tile, turn++, team, in_team, sums, buffer, factor, factors, block_max, qkv, largest);
 #pragma unroll
     for (auto& column : sums) {
 #pragma unroll
@@ -672,7 +648,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
       const LaneChunk taken = ring.take(i);
       multiply_chunk<form, NT, fine>(w, taken, x + chunk * chunk_columns(form), 8 * stride, tile, chunk, g,
                                      magic, sums);
-      chunk += split;
+      chunk += kSplitWarps;
       fetch(i);
       if (--step > 0) continue;
       step = steps;
@@ -703,12 +679,12 @@ constexpr size_t staged_bytes(MatrixForm form, int64_t row_bytes) {
 
 template <MatrixForm form, bool fine>
 void product_of(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
-  const Shape shape = product_shape(a.w, a.split, multiprocessors);
+  const int teams = product_teams(a.w, a.split, a.rows, multiprocessors);
   const int chunks_a_part = (a.w.chunks() + a.split - 1) / a.split;
-  const int places = (a.w.tiles() + shape.teams - 1) / shape.teams;
+  const int places = (a.w.tiles() + teams - 1) / teams;
   const dim3 blocks(places < multiprocessors ? places : multiprocessors, a.split);
   const int rounds = (places + static_cast<int>(blocks.x) - 1) / static_cast<int>(blocks.x);
-  const unsigned threads = shape.split * shape.teams * kWarp;
+  const unsigned team_threads = teams * kSplitWarps * kWarp;
   // Chunks to groups, where groups are as long as chunks or longer; one group has any length.
   int shift = 0;
   if (form != MatrixForm::kF16 && !fine) {
@@ -718,17 +694,19 @@ void product_of(const ProductArgs& a, int multiprocessors, cudaStream_t stream) 
     }
   }
   const auto run = [&]<int NT>() {
+    // A norm takes kNormThreads; small blocks otherwise leave room for the next kernel's.
+    const unsigned threads =
+        a.input.hidden != nullptr ? std::max<unsigned>(team_threads, kNormThreads) : team_threads;
     // Sums of tiles, staged activations, chunks on their way.
     const size_t ring_offset =
         sizeof(float) * Reduce<NT>::floats + (NT == 0 ? staged_bytes(form, a.w.row_bytes) : 0);
     static const bool async = compiled_for(product_kernel<form, NT, fine>) >= 80;
     const size_t shared =
-        ring_offset +
-        (async ? static_cast<size_t>(shape.split * shape.teams) * kAsyncDepth * kStageBytes : 0);
+        ring_offset + (async ? static_cast<size_t>(threads / kWarp) * kAsyncDepth * kStageBytes : 0);
     // Several rows are read from the first-level cache again and again; one row from shared memory.
     launch<product_kernel<form, NT, fine>, NT == 0 ? Carveout::kShared : Carveout::kCache>(
-        blocks, threads, shared, stream, a, chunks_a_part, chunks_a_part / shape.split, rounds, shape.split,
-        shape.teams, shift, static_cast<int>(ring_offset));
+        blocks, threads, shared, stream, a, chunks_a_part, chunks_a_part / kSplitWarps, rounds, teams, shift,
+        static_cast<int>(ring_offset));
   };
   if (a.rows == 1 && a.input.stride == 0) return run.template operator()<0>();
   if (a.rows <= 8) return run.template operator()<1>();
