@@ -1,10 +1,14 @@
 # Writes the sources' commit to OUTPUT, at every build; the file keeps its time where nothing changed.
 execute_process(COMMAND git -C ${SOURCE} describe --always --dirty
                 OUTPUT_VARIABLE commit OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+set(dirty false)
 if(NOT commit)
   set(commit "unknown")
+elseif(commit MATCHES "-dirty$")
+  string(REGEX REPLACE "-dirty$" "" commit ${commit})
+  set(dirty true)
 endif()
-set(text "#define QWEN2_COMMIT \"${commit}\"\n")
+set(text "#define QWEN2_COMMIT \"${commit}\"\n#define QWEN2_DIRTY ${dirty}\n")
 if(EXISTS ${OUTPUT})
   file(READ ${OUTPUT} before)
 endif()

@@ -88,8 +88,9 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   QWEN2_CHECK(record_graphs());
   const uint64_t held = device_memory().value_or(0);
   if (held > plan_.budget) {
-    return fail(ErrorKind::kOutOfMemory, "the driver counts {} where the budget is {}. The plan was:\n{}",
-                format_bytes(held), format_bytes(plan_.budget), plan_.table());
+    return refuse_plan(fmt::format("the driver counts {} where the budget is {}", format_bytes(held),
+                                   format_bytes(plan_.budget)),
+                       plan_);
   }
   return {};
 }

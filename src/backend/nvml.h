@@ -11,4 +11,15 @@ namespace qwen2 {
 // is cudaDeviceGetPCIBusId()'s.
 std::optional<uint64_t> nvml_process_memory(const std::string& pci_bus_id);
 
+struct GpuState {
+  std::string name;
+  uint64_t memory_bytes = 0;
+  std::string driver;
+  std::optional<unsigned> sm_mhz, memory_mhz;  // the clocks at this moment
+};
+
+// The card that CUDA_VISIBLE_DEVICES puts first, or the first of all; nothing where the library or a card is
+// missing.
+std::optional<GpuState> nvml_first_gpu();
+
 }  // namespace qwen2

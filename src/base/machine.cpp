@@ -55,7 +55,11 @@ Machine describe_machine() {
   machine.cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
   machine.memory_bytes = proc_kilobytes("/proc/meminfo", "MemTotal:");
   machine.compiler = "g++ " __VERSION__;
+  machine.flags = QWEN2_COMPILER_FLAGS;
+  machine.cuda = QWEN2_CUDA_VERSION;
   machine.commit = QWEN2_COMMIT;
+  machine.dirty = QWEN2_DIRTY;
+  machine.version = QWEN2_VERSION;
   return machine;
 }
 
@@ -78,6 +82,13 @@ uint64_t peak_resident_memory_bytes() {
 std::string executable_path() {
   std::error_code code;
   return std::filesystem::read_symlink("/proc/self/exe", code).string();
+}
+
+std::vector<std::string> command_line() {
+  std::ifstream in("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> arguments;
+  for (std::string argument; std::getline(in, argument, '\0');) arguments.push_back(std::move(argument));
+  return arguments;
 }
 
 }  // namespace qwen2

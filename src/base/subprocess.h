@@ -1,6 +1,9 @@
-// A child process whose standard output is read line by line.
+// A child process whose standard output is read line by line, or goes to a file.
 #pragma once
 
+#include <filesystem>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +15,12 @@ namespace qwen2 {
 class Subprocess {
  public:
   static Result<Subprocess> start(const std::vector<std::string>& arguments);
+  // Standard output and error go to the file `log`, and read_line() has nothing to read. `environment` has
+  // "NAME=value" in place of this process's own. The child leads a process group of its own, so that a
+  // terminal's Ctrl-C reaches it only through signal(), and what it started ends with it.
+  static Result<Subprocess> start_logged(const std::vector<std::string>& arguments,
+                                         const std::vector<std::string>& environment,
+                                         const std::filesystem::path& log);
 
   Subprocess(Subprocess&& other) noexcept;
   Subprocess& operator=(Subprocess&& other) noexcept;
@@ -21,13 +30,21 @@ class Subprocess {
 
   // The next line without its newline; an error when the child's output ends or `seconds` pass.
   Result<std::string> read_line(double seconds);
+  // The exit status once the child has ended, 128 and the signal's number where one ended it; nothing when
+  // `seconds` pass.
+  std::optional<int> wait(double seconds);
+  void signal(int number) const;
   [[nodiscard]] int pid() const { return pid_; }
 
  private:
-  Subprocess(int pid, int output) : pid_(pid), output_(output) {}
-  int pid_ = -1;
+  Subprocess(int pid, int output, bool leads_group) : pid_(pid), output_(output), leads_group_(leads_group) {}
+  int pid_ = -1;  // -1 when it has been waited for
   int output_ = -1;
+  bool leads_group_ = false;
   std::string buffered_;
 };
+
+// As a shell would read it back.
+std::string shell_command(std::span<const std::string> arguments);
 
 }  // namespace qwen2

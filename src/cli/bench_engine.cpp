@@ -12,6 +12,8 @@ namespace {
 
 namespace json = boost::json;
 
+constexpr uint32_t kSeed = 0;  // of the prompts
+
 struct BenchEngineFlags {
   ModelFlags model;
   int64_t prompt = 256;
@@ -45,7 +47,7 @@ class Batch {
  public:
   Batch(Backend& backend, const BenchEngineFlags& flags) : backend_(backend), flags_(flags) {
     const int64_t pages_each = (flags.prompt + flags.generate) / backend.page_tokens() + 1;
-    std::mt19937 random(0);
+    std::mt19937 random(kSeed);
     uint32_t page = 0;
     for (int64_t b = 0; b < flags.batch; ++b) {
       std::vector<uint32_t>& pages = pages_.emplace_back();
@@ -140,9 +142,9 @@ Status bench_engine(BenchEngineFlags& flags) {
   const MemoryPlan& plan = backend.plan();
   const int64_t pages = flags.batch * ((flags.prompt + flags.generate) / backend.page_tokens() + 1);
   if (pages > plan.kv_pages) {
-    return fail(ErrorKind::kOutOfMemory,
-                "--batch {} needs {} KV pages, the budget holds {}. The plan was:\n{}", flags.batch, pages,
-                plan.kv_pages, plan.table());
+    return refuse_plan(
+        fmt::format("--batch {} needs {} KV pages, the budget holds {}", flags.batch, pages, plan.kv_pages),
+        plan);
   }
   Batch batch(backend, flags);
   QWEN2_TRY(const Run warm, batch.run());  // compiles the prompt products, touches every page
@@ -182,6 +184,7 @@ Status bench_engine(BenchEngineFlags& flags) {
   if (const auto held = backend.device_memory()) root["device_memory_bytes"] = *held;
   root["weight_bytes"] = plan.weights;
   root["kv_bytes_per_token"] = plan.kv_bytes_per_token;
+  root["memory_plan"] = qwen2::to_json(plan);
   fmt::print("{} on {}, prompt {}, generate {}, batch {}: medians of {} runs\n",
              model_name(flags.model.model), backend.describe(), flags.prompt, flags.generate, flags.batch,
              flags.runs);
@@ -199,7 +202,7 @@ Status bench_engine(BenchEngineFlags& flags) {
                format_bytes(plan.total()), format_bytes(plan.budget));
   }
   if (flags.output.empty()) return {};
-  return write_result(flags.output, std::move(root));
+  return write_result(flags.output, std::move(root), flags.model.model, kSeed);
 }
 
 }  // namespace

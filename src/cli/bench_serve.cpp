@@ -91,7 +91,7 @@ Status bench_serve(BenchServeFlags& flags) {
     served["policy"] = flags.policy;
     root["service"] = std::move(served);
   }
-  return write_result(flags.output, std::move(root));
+  return write_result(flags.output, std::move(root), flags.model.model, test.seed);
 }
 
 }  // namespace

@@ -84,8 +84,11 @@ void add_evaluate(CLI::App& app, Action& action);
 void add_quantize(CLI::App& app, Action& action);
 void add_bench_engine(CLI::App& app, Action& action);
 void add_bench_serve(CLI::App& app, Action& action);
+// `exit_code` is what the program ends with where the Status is no error.
+void add_experiment(CLI::App& app, Action& action, int& exit_code);
 
-// `root` with the description of this machine and program under "machine", written to `path`.
-Status write_result(const std::string& path, boost::json::object root);
+// `root` with describe_environment() under "environment", written to `path`.
+Status write_result(const std::string& path, boost::json::object root, const std::string& model,
+                    std::optional<uint64_t> seed);
 
 }  // namespace qwen2::cli

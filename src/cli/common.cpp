@@ -5,7 +5,7 @@
 #include "base/memory.h"
 #include "base/units.h"
 #include "cli/cli.h"
-#include "kernels/cpu/kernels.h"
+#include "experiment/environment.h"
 
 namespace qwen2::cli {
 
@@ -180,16 +180,9 @@ std::string model_name(const std::string& model) {
   return path.filename().string();
 }
 
-Status write_result(const std::string& path, json::object root) {
-  const Machine machine = describe_machine();
-  root["machine"] = json::object{{"cpu", machine.cpu},
-                                 {"cores", machine.cores},
-                                 {"memory_bytes", machine.memory_bytes},
-                                 {"isa", cpu::isa_name(cpu::detect_isa())},
-                                 {"kernel", machine.kernel},
-                                 {"host", machine.host},
-                                 {"compiler", machine.compiler},
-                                 {"commit", machine.commit}};
+Status write_result(const std::string& path, json::object root, const std::string& model,
+                    std::optional<uint64_t> seed) {
+  root["environment"] = describe_environment(model, seed);
   return write_file(path, json::serialize(root) + "\n");
 }
 

@@ -181,7 +181,7 @@ Status evaluate(EvaluateFlags& flags) {
   const EvaluationSummary summary = evaluation.summary();
   print_table(flags, model, summary);
   if (flags.output.empty()) return {};
-  return write_result(flags.output, to_json(flags, model, summary));
+  return write_result(flags.output, to_json(flags, model, summary), flags.model.model, std::nullopt);
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ Status info(const ModelFlags& flags) {
   fmt::print("context  {} tokens, RoPE theta {}\n", c.max_position_embeddings, c.rope_theta);
   fmt::print("machine  {}, {} cores, {}, {} ({})\n", machine.cpu, machine.cores,
              format_bytes(machine.memory_bytes), cpu::isa_name(cpu::detect_isa()), machine.kernel);
-  fmt::print("program  commit {}, {}\n", machine.commit, machine.compiler);
+  fmt::print("program  commit {}{}, {}\n", machine.commit, machine.dirty ? " with changes" : "",
+             machine.compiler);
   QWEN2_TRY(const CpuOptions options, cpu_options_of(flags));
   QWEN2_TRY(const MemoryPlan plan, plan_cpu_backend(*checkpoint, c, limits, options));
   fmt::print("memory plan\n{}", plan.table());

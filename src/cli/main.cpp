@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "base/machine.h"
 #include "cli/cli.h"
 
 namespace {
@@ -27,7 +28,7 @@ constexpr int kUsageError = 2;
 int main(int argc, char** argv) {
   CLI::App app("Serves a Qwen2 model inside a memory budget, and measures it.", "qwen2");
   app.require_subcommand(1);
-  app.set_version_flag("--version", "0.1.0");
+  app.set_version_flag("--version", qwen2::describe_machine().version);
   qwen2::cli::Action action;
   qwen2::cli::add_serve(app, action);
   qwen2::cli::add_generate(app, action);
@@ -39,6 +40,8 @@ int main(int argc, char** argv) {
   bench->require_subcommand(1);
   qwen2::cli::add_bench_engine(*bench, action);
   qwen2::cli::add_bench_serve(*bench, action);
+  int exit_code = 0;
+  qwen2::cli::add_experiment(app, action, exit_code);
   try {
     app.parse(with_hyphens(argc, argv));
   } catch (const CLI::ParseError& error) {
@@ -49,5 +52,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "qwen2: %s\n", status.error().message.c_str());
     return 1;
   }
-  return 0;
+  return exit_code;
 }

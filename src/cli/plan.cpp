@@ -88,10 +88,7 @@ json::object to_json(const PlanFlags& flags, const GpuCard& card, const CudaPlan
   root["kv_tokens"] = draft.fits ? plan.kv_pages * cuda::kPageTokens : 0;
   root["kv_bytes_per_token"] = plan.kv_bytes_per_token;
   root["resident_requests"] = draft.resident_requests;
-  root["bytes"] =
-      json::object{{"weights", plan.weights}, {"kv_pool", plan.kv_pool}, {"workspace", plan.workspace},
-                   {"graphs", plan.graphs},   {"runtime", plan.runtime}, {"total", plan.total()},
-                   {"budget", plan.budget}};
+  root["bytes"] = qwen2::to_json(plan);
   root["roofline"] = json::object{{"ttft_seconds", r.ttft},
                                   {"tpot_seconds", r.tpot},
                                   {"tpot_seconds_all_resident", r.tpot_full},
@@ -131,7 +128,7 @@ Status plan(PlanFlags& flags) {
     fmt::print("does not fit: {}\n", draft.cure);
   }
   if (flags.output.empty()) return {};
-  return write_result(flags.output, to_json(flags, card, draft, r));
+  return write_result(flags.output, to_json(flags, card, draft, r), flags.model.model, std::nullopt);
 }
 
 }  // namespace

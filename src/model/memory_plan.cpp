@@ -48,6 +48,12 @@ std::string MemoryPlan::table() const {
          row("total", total(), "") + row("budget", budget, "");
 }
 
+boost::json::object to_json(const MemoryPlan& plan) {
+  return {{"weights", plan.weights}, {"kv_pool", plan.kv_pool}, {"workspace", plan.workspace},
+          {"graphs", plan.graphs},   {"runtime", plan.runtime}, {"total", plan.total()},
+          {"budget", plan.budget}};
+}
+
 PlanDraft draft_memory_plan(const Limits& limits, const BackendCosts& costs) {
   PlanDraft draft;
   MemoryPlan& plan = draft.plan;
@@ -74,12 +80,16 @@ PlanDraft draft_memory_plan(const Limits& limits, const BackendCosts& costs) {
   return draft;
 }
 
+std::unexpected<Error> refuse_plan(std::string_view why, const MemoryPlan& plan) {
+  return fail(ErrorKind::kOutOfMemory, "{}. {}\n{}", why, kPlanFollows, plan.table());
+}
+
 Result<MemoryPlan> plan_memory(const Limits& limits, const BackendCosts& costs) {
   const PlanDraft draft = draft_memory_plan(limits, costs);
   if (draft.cure.empty()) return draft.plan;
-  return fail(ErrorKind::kOutOfMemory,
-              "the memory budget does not hold one request of {} tokens; {}. The plan was:\n{}",
-              limits.max_model_len, draft.cure, draft.plan.table());
+  return refuse_plan(fmt::format("the memory budget does not hold one request of {} tokens; {}",
+                                 limits.max_model_len, draft.cure),
+                     draft.plan);
 }
 
 }  // namespace qwen2

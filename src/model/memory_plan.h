@@ -1,8 +1,10 @@
 // What a model will take, before anything is allocated.
 #pragma once
 
+#include <boost/json/object.hpp>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "base/error.h"
 #include "model/qwen2_config.h"
@@ -33,6 +35,9 @@ struct MemoryPlan {
   [[nodiscard]] std::string table() const;
 };
 
+// The bytes of every part, of all and of the budget.
+boost::json::object to_json(const MemoryPlan& plan);
+
 // What a backend says of itself for the plan.
 struct BackendCosts {
   uint64_t weights = 0;
@@ -54,6 +59,11 @@ struct PlanDraft {
   std::string cure;
 };
 PlanDraft draft_memory_plan(const Limits& limits, const BackendCosts& costs);
+
+// The error of a plan that does not fit: `why` and the table. Programs that start this one know it by
+// kPlanFollows.
+inline constexpr std::string_view kPlanFollows = "The plan was:";
+std::unexpected<Error> refuse_plan(std::string_view why, const MemoryPlan& plan);
 
 // Fails with the table and the smallest change that would fit when
 // one request of max_model_len does not.

@@ -305,7 +305,6 @@ class HttpServer::Impl {
 
   [[nodiscard]] json::object stats() const {
     const EngineStats s = engine_.stats();
-    const MemoryPlan& plan = engine_.backend().plan();
     const auto device = engine_.backend().device_memory();
     return {{"running", s.running},
             {"waiting", s.waiting},
@@ -319,13 +318,7 @@ class HttpServer::Impl {
             {"kv_pages_free", s.kv_pages_free},
             {"resident_memory_bytes", resident_memory_bytes()},
             {"device_memory_bytes", device ? json::value(*device) : json::value(nullptr)},
-            {"memory_plan", json::object{{"weights", plan.weights},
-                                         {"kv_pool", plan.kv_pool},
-                                         {"workspace", plan.workspace},
-                                         {"graphs", plan.graphs},
-                                         {"runtime", plan.runtime},
-                                         {"total", plan.total()},
-                                         {"budget", plan.budget}}}};
+            {"memory_plan", to_json(engine_.backend().plan())}};
   }
 
   asio::awaitable<bool> generate(std::shared_ptr<Connection> connection, Request request, Endpoint endpoint) {

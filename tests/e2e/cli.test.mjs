@@ -133,8 +133,19 @@ test('bench engine', async (t) => {
   const headSize = config.hidden_size / config.num_attention_heads;
   const values = 2 * config.num_hidden_layers * config.num_key_value_heads * headSize; // keys and values
   assert.equal(result.kv_bytes_per_token, 2 * values);
-  assert.ok(result.machine.cores > 0);
-  assert.equal(typeof result.machine.cpu, 'string');
+  const { environment } = result;
+  assert.ok(environment.cores > 0 && environment.threads > 0);
+  for (const name of ['cpu', 'isa', 'kernel', 'host', 'compiler', 'flags', 'commit', 'version'])
+    assert.equal(typeof environment[name], 'string', name);
+  assert.equal(typeof environment.dirty, 'boolean');
+  assert.equal(environment.gpu === null, environment.clocks === null);
+  assert.equal(environment.model, model);
+  assert.match(environment.model_hash, /^fnv1a64:[0-9a-f]{16}$/);
+  assert.match(environment.command, /bench engine --model .* --runs 3 --output .*engine\.json$/);
+  assert.equal(environment.seed, 0);
+  assert.match(environment.date, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
+  assert.ok(Math.abs(Date.parse(environment.date) - Date.now()) < 60_000);
+  assert.equal(result.memory_plan.weights, result.weight_bytes);
 });
 
 test('evaluate', async (t) => {
@@ -216,7 +227,7 @@ describe('bench serve', () => {
           assert.equal(summary.e2e_seconds.n, 7);
           assert.equal(summary.ttft_seconds.n, stream ? 7 : 0);
           assert.equal(result.parameters.endpoint, endpoint);
-          assert.ok(result.machine.cores > 0);
+          assert.ok(result.environment.cores > 0);
           assert.match(result.table, /failures +0 of 7/);
           assert.deepEqual(requests.map((r) => r.index), [0, 1, 2, 3, 4, 5, 6]);
           for (const request of requests) {
