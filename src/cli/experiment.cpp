@@ -119,7 +119,7 @@ Status run(RunFlags& flags, int& exit_code) {
                            .resume = flags.resume,
                            .overrides = flags.overrides,
                            .profile = flags.profile,
-                           .stop = &interrupted};
+                           .stop = [] { return interrupted.load(); }};
   QWEN2_TRY(const RunReport report, run_experiment(experiment, options, show_progress));
   QWEN2_TRY(const auto points, summarise_points(flags.output, report.manifest));
   QWEN2_CHECK(write_summary(flags.output, points));

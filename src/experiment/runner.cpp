@@ -115,7 +115,7 @@ class Run {
   }
 
  private:
-  [[nodiscard]] bool stopped() const { return options_.stop != nullptr && options_.stop->load(); }
+  [[nodiscard]] bool stopped() const { return options_.stop && options_.stop(); }
 
   void rest(double seconds) const {
     const double end = now_seconds() + seconds;

@@ -1,7 +1,6 @@
 // Runs an experiment: one child process of this program for each point and repeat.
 #pragma once
 
-#include <atomic>
 #include <filesystem>
 #include <functional>
 #include <optional>
@@ -20,7 +19,7 @@ struct RunOptions {
   bool resume = false;
   std::vector<std::string> overrides;  // --set's texts, for the manifest
   std::string profile;                 // likewise
-  const std::atomic<bool>* stop = nullptr;
+  std::function<bool()> stop;          // asked often; true ends the run early
 };
 
 // One child process that is to be run.
@@ -57,7 +56,7 @@ Result<std::vector<bool>> wanted_points(const std::vector<Point>& points,
                                         const std::vector<std::string>& only);
 
 // Writes experiment.toml, manifest.json (after every child) and points/ into the output directory. A child
-// that fails is recorded, and the run goes on. When `stop` becomes true, the child that runs is interrupted,
+// that fails is recorded, and the run goes on. When `stop` says so, the child that runs is interrupted,
 // its repeat is left out, and the manifest says `interrupted`. With `resume` the directory's manifest is
 // continued: what is ok or refused there is kept; a directory of another experiment, machine or program is an
 // error.
