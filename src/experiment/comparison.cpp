@@ -255,9 +255,10 @@ Result<ComparisonReport> compare_experiments(const fs::path& a, const fs::path& 
     if (const auto other = points_b.find(key); other != points_b.end())
       compare_point(key, *point, *other->second, options, report.comparisons);
   }
-  if (report.comparisons.empty())
+  if (report.comparisons.empty()) {
     return fail(ErrorKind::kUnsupported, "'{}' and '{}' have no result of the same metric", a.string(),
                 b.string());
+  }
   decide(report.comparisons, options.alpha);
   return report;
 }

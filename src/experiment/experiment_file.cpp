@@ -143,6 +143,7 @@ class Reader {
     for (const auto& [key, node] : table) found.emplace_back(key.source().begin, key.str());
     std::ranges::sort(found, [](const auto& a, const auto& b) { return a.first < b.first; });
     std::vector<std::string> keys;
+    keys.reserve(found.size());
     for (auto& [position, key] : found) keys.push_back(std::move(key));
     return keys;
   }
@@ -286,9 +287,10 @@ class Reader {
       QWEN2_CHECK(text(*table, "creates", setup.creates));
       QWEN2_CHECK(number(*table, "timeout", setup.timeout_seconds, 1, 86400));
       const toml::array* words = table->get_as<toml::array>("command");
-      if (words == nullptr || words->empty() || !words->is_homogeneous<std::string>())
+      if (words == nullptr || words->empty() || !words->is_homogeneous<std::string>()) {
         return at(table->source(),
                   "'command' must be a list of texts, such as [\"quantize\", \"--model\", ...]");
+      }
       for (const toml::node& word : *words) setup.arguments.push_back(word.as_string()->get());
       e.setup.push_back(std::move(setup));
     }
@@ -334,13 +336,12 @@ class Reader {
 
 json::value parse_flag_value(std::string_view text) {
   if (text == "true" || text == "false") return text == "true";
+  const char* begin = text.data();
+  const char* end = begin + text.size();
   int64_t whole = 0;
-  const char* end = text.data() + text.size();
-  if (const auto r = std::from_chars(text.data(), end, whole); r.ec == std::errc() && r.ptr == end)
-    return whole;
+  if (const auto r = std::from_chars(begin, end, whole); r.ec == std::errc() && r.ptr == end) return whole;
   double number = 0;
-  if (const auto r = std::from_chars(text.data(), end, number); r.ec == std::errc() && r.ptr == end)
-    return number;
+  if (const auto r = std::from_chars(begin, end, number); r.ec == std::errc() && r.ptr == end) return number;
   return json::value(text);
 }
 
@@ -398,7 +399,7 @@ Status override_flag(Experiment& experiment, std::string_view text) {
   const size_t equals = text.find('=');
   if (equals == 0 || equals == std::string_view::npos)
     return fail(ErrorKind::kInvalidArgument, "--set '{}': expected KEY=VALUE or GRID.KEY=VALUE", text);
-  std::string key(text.substr(0, equals));
+  const std::string key(text.substr(0, equals));
   const json::value value = parse_flag_value(text.substr(equals + 1));
   if (key.ends_with("output"))
     return fail(ErrorKind::kInvalidArgument, "--set '{}': the output is the experiment's own", text);

@@ -63,10 +63,12 @@ std::vector<Point> points_of(const Experiment& experiment) {
     expand(grid, 0, Point{.id = {}, .label = {}, .grid = &grid, .axes = {}, .flags = grid.flags}, points);
     for (size_t i = first; i < points.size(); ++i) {
       points[i].id = fmt::format("p{:03}", i + 1);
-      if (points[i].label.empty())
-        points[i].label = grid.name;
-      else if (experiment.grids.size() > 1)
-        points[i].label = grid.name + ": " + points[i].label;
+      std::string& label = points[i].label;
+      if (label.empty()) {
+        label = grid.name;
+      } else if (experiment.grids.size() > 1) {
+        label = grid.name + ": " + label;
+      }
     }
   }
   return points;
@@ -97,12 +99,13 @@ ChildCommand command_of(const Point& point, uint64_t seed, int64_t repeat, const
   };
   for (const auto& flag : point.flags) {
     const std::string_view name = flag.key();
-    if (name == "threads")
+    if (name == "threads") {
       command.environment.push_back("OMP_NUM_THREADS=" + plain(flag.value()));
-    else if (!flag.value().is_bool())
+    } else if (!flag.value().is_bool()) {
       add(name, with_directory(plain(flag.value()), directory));
-    else if (flag.value().get_bool())
+    } else if (flag.value().get_bool()) {
       command.arguments.push_back(fmt::format("--{}", name));
+    }
   }
   if (point.grid->measure == Measure::kServe && !point.flags.contains("seed"))
     add("seed", std::to_string(seed + static_cast<uint64_t>(repeat)));

@@ -37,8 +37,10 @@ std::string error_line(const std::string& log, bool refused, int status) {
     const size_t end = std::min(log.find('\n', begin), log.size());
     const std::string line = log.substr(begin, end - begin);
     begin = end + 1;
-    const bool own = line.starts_with("qwen2: ");
-    if (refused ? line.find(kPlanFollows) != std::string::npos : own) return line.substr(own ? 7 : 0);
+    const size_t own = line.starts_with("qwen2: ") ? 7 : 0;
+    const size_t plan = line.find(kPlanFollows);
+    if (refused && plan != std::string::npos) return line.substr(own, plan - own - 1);
+    if (!refused && own > 0) return line.substr(own);
     if (!line.empty() && (status != kUsage || found.empty())) found = line;
   }
   return found;
@@ -159,9 +161,10 @@ class Run {
   Status prepare_directory() {
     std::error_code code;
     fs::create_directories(options_.output / "points", code);
-    if (code)
+    if (code) {
       return fail(ErrorKind::kIo, "--output: cannot create '{}': {}", options_.output.string(),
                   code.message());
+    }
     report_.manifest = new_manifest();
     if (fs::exists(options_.output / "manifest.json")) {
       if (!options_.resume) {
@@ -186,9 +189,9 @@ class Run {
     std::vector<Named> differences = environment_differences(earlier.environment, now.environment);
     for (const std::string_view key : {"commit", "dirty"}) {
       const json::value* value = earlier.environment.if_contains(key);
-      if (value == nullptr || *value != now.environment.at(key))
-        differences.push_back({std::string(key), value == nullptr ? "nothing" : json::serialize(*value),
-                               json::serialize(now.environment.at(key))});
+      if (value != nullptr && *value == now.environment.at(key)) continue;
+      differences.push_back({std::string(key), value == nullptr ? "nothing" : json::serialize(*value),
+                             json::serialize(now.environment.at(key))});
     }
     if (!differences.empty()) return refuse("it was begun elsewhere: " + describe(differences));
     for (const ManifestPoint& old : earlier.points) {
@@ -231,12 +234,9 @@ class Run {
     Ended ended;
     std::optional<int> status;
     while (!(status = child.wait(0.05))) {
-      if (stopped())
-        ended.how = Ended::How::kStopped;
-      else if (now_seconds() - start > timeout)
-        ended.how = Ended::How::kTimeout;
-      else
-        continue;
+      const bool late = now_seconds() - start > timeout;
+      if (!stopped() && !late) continue;
+      if (late) ended.how = Ended::How::kTimeout;
       child.signal(SIGINT);
       static_cast<void>(child.wait(kPatience));
       break;
@@ -374,6 +374,7 @@ Result<std::vector<bool>> wanted_points(const std::vector<Point>& points,
       return fail(ErrorKind::kInvalidArgument, "--only '{}': there is no such grid", name);
   }
   std::vector<bool> wanted;
+  wanted.reserve(points.size());
   for (const Point& point : points)
     wanted.push_back(only.empty() || std::ranges::find(only, point.grid->name) != only.end());
   return wanted;

@@ -38,7 +38,7 @@ json::object to_json(const MetricSummary& s) {
 // "1234 tok/s ± 1.2 %", the percentage being half of the interval's width.
 std::string cell(const MetricSummary& s) {
   const Moments m = moments_of(s.values);
-  const std::string mean = format_metric(m.mean, s.metric->unit);
+  std::string mean = format_metric(m.mean, s.metric->unit);
   const auto interval = mean_interval(m, kConfidence);
   if (!interval || interval->high == interval->low) return mean;
   const double half = (interval->high - interval->low) / 2;
