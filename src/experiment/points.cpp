@@ -67,7 +67,7 @@ std::vector<Point> points_of(const Experiment& experiment) {
       if (label.empty()) {
         label = grid.name;
       } else if (experiment.grids.size() > 1) {
-        label = grid.name + ": " + label;
+        label.insert(0, grid.name + ": ");
       }
     }
   }
