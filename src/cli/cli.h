@@ -82,6 +82,7 @@ void add_info(CLI::App& app, Action& action);
 void add_plan(CLI::App& app, Action& action);
 void add_evaluate(CLI::App& app, Action& action);
 void add_quantize(CLI::App& app, Action& action);
+void add_report(CLI::App& app, Action& action);
 void add_bench_engine(CLI::App& app, Action& action);
 void add_bench_serve(CLI::App& app, Action& action);
 // `exit_code` is what the program ends with where the Status is no error.

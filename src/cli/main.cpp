@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   qwen2::cli::add_plan(app, action);
   qwen2::cli::add_evaluate(app, action);
   qwen2::cli::add_quantize(app, action);
+  qwen2::cli::add_report(app, action);
   CLI::App* bench = app.add_subcommand("bench", "Benchmarks");
   bench->require_subcommand(1);
   qwen2::cli::add_bench_engine(*bench, action);
