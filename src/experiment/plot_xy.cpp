@@ -48,7 +48,7 @@ std::vector<Tick> numbered(const std::vector<double>& values, const Axis& axis, 
   ticks.reserve(values.size());
   for (const double value : values) {
     const bool round = axis.scale == ScaleKind::kLog || !axis.marks.empty();
-    ticks.push_back({value, round ? format_number(value) : format_tick(value, step)});
+    ticks.push_back({value, round ? format_tick(value) : format_tick(value, step)});
   }
   return ticks;
 }
@@ -109,6 +109,7 @@ class XyDrawing {
     const double bottom = draw_x_axis(svg_, x_ticks(), *x_, axis_title(chart_.x, x_unit_), area_);
     draw_rules();
     for (const Series& series : chart_.series) draw_series(series);
+    draw_rule_labels();
     draw_labels();
     return bottom;
   }
@@ -132,7 +133,7 @@ class XyDrawing {
     x_.emplace(chart_.x.scale, low, high, area_.left + room, area_.right - 6);
   }
 
-  [[nodiscard]] int x_count() const { return std::max(3, static_cast<int>(area_.width() / 80)); }
+  [[nodiscard]] int x_count() const { return std::max(4, static_cast<int>(area_.width() / 72)); }
 
   [[nodiscard]] std::vector<Tick> x_ticks() const {
     std::vector<Tick> ticks;
@@ -174,13 +175,33 @@ class XyDrawing {
   void draw_rules() {
     for (const Rule& rule : chart_.rules) {
       const double y = (*y_)(rule.y / y_unit_.divisor);
+      if (std::isfinite(y)) svg_.path("rule", path_data({{area_.left, y}, {area_.right, y}}), "5 4");
+    }
+  }
+
+  [[nodiscard]] bool crosses_a_line(const Area& box) const {
+    return std::any_of(drawn_.begin(), drawn_.end(), [&](const auto& point) {
+      const auto& [x, y] = point;
+      return x > box.left - 3 && x < box.right + 3 && y > box.top - 2 && y < box.bottom + 2;
+    });
+  }
+
+  // At either end of its rule, above or below, wherever no line passes.
+  void draw_rule_labels() {
+    for (const Rule& rule : chart_.rules) {
+      const double y = (*y_)(rule.y / y_unit_.divisor);
       if (!std::isfinite(y)) continue;
-      svg_.path("rule", path_data({{area_.left, y}, {area_.right, y}}), "5 4");
       const std::string name = fit_text(rule.name, area_.width() - 8, kFont);
-      const double above = y - 18 >= area_.top ? y - 5 : y + 15;
       const double wide = text_width(name, kFont);
-      svg_.text("title halo", area_.right - 2, above, name, Anchor::kEnd);
-      taken_.push_back({area_.right - 2 - wide, above - 12, area_.right, above + 3});
+      const Area places[] = {{area_.right - 2 - wide, y - 17, area_.right - 2, y - 2},
+                             {area_.left + 4, y - 17, area_.left + 4 + wide, y - 2},
+                             {area_.right - 2 - wide, y + 3, area_.right - 2, y + 18},
+                             {area_.left + 4, y + 3, area_.left + 4 + wide, y + 18}};
+      const auto free = std::find_if(std::begin(places), std::end(places),
+                                     [&](const Area& box) { return is_free(box) && !crosses_a_line(box); });
+      const Area& box = free == std::end(places) ? places[0] : *free;
+      svg_.text("title halo", box.left, box.top + 12, name);
+      taken_.push_back(box);
     }
   }
 
@@ -263,6 +284,20 @@ class XyDrawing {
       svg_.path("area " + fill_class(series.colour), path_data(outline) + "Z");
     }
     svg_.path("line " + stroke_class(series.colour), path_data(points), dashes(series.pattern));
+    remember(points);
+  }
+
+  // Points every few pixels along a line.
+  void remember(const Points& points) {
+    for (size_t i = 1; i < points.size(); ++i) {
+      const auto& [x0, y0] = points[i - 1];
+      const auto& [x1, y1] = points[i];
+      const int steps = 1 + static_cast<int>(std::hypot(x1 - x0, y1 - y0) / 6);
+      for (int k = 0; k <= steps; ++k) {
+        const double part = static_cast<double>(k) / steps;
+        drawn_.emplace_back(x0 + part * (x1 - x0), y0 + part * (y1 - y0));
+      }
+    }
   }
 
   void draw_band(const Series& series, const std::vector<Placed>& run) {
@@ -334,7 +369,8 @@ class XyDrawing {
   DisplayUnit x_unit_, y_unit_;
   Area area_{};
   std::optional<Scale> x_, y_;
-  std::vector<Area> taken_;
+  std::vector<Area> taken_;  // by markers and labels
+  Points drawn_;             // of lines
   std::vector<Label> labels_;
 };
 

@@ -304,6 +304,16 @@ void name_charts(std::vector<Chart>& charts) {
   }
 }
 
+// What the measures suggest may be what the experiment asked for, or what another grid shows already.
+void drop_repeated(std::vector<Chart>& charts) {
+  std::set<std::string> seen;
+  std::erase_if(charts, [&](const Chart& chart) {
+    Chart plain = chart;
+    plain.title = plain.note = "";
+    return !seen.insert(plot::render_svg(plain, {720, false})).second;
+  });
+}
+
 std::vector<Chart> wished_charts(const Experiment& experiment, std::vector<std::string>& missing) {
   PointList points;
   for (const Point& point : experiment.points) points.push_back(&point);
@@ -337,6 +347,7 @@ std::vector<Chart> charts_of(const Experiment& experiment, std::vector<std::stri
   }
   add_memory_charts(groups, charts);
   add_precision_charts(groups, charts);
+  drop_repeated(charts);
   name_charts(charts);
   return charts;
 }

@@ -153,65 +153,86 @@ Section environment_section(const Experiment& experiment) {
   return {"Environment", {std::move(table)}};
 }
 
-Cell verdict_cell(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::kBetter:
-      return {"better", Tone::kGood};
-    case Verdict::kWorse:
-      return {"worse", Tone::kBad};
-    case Verdict::kDiffers:
-      return {"differs"};
-    default:
-      return {"no difference shown", Tone::kSoft};
-  }
-}
-
 std::string change_text(const Metric& a, const Metric& b) {
-  if (a.mean == 0) return "–";
+  if (a.mean == 0) return "from 0";
   const double percent = (b.mean / a.mean - 1) * 100;
   if (std::abs(percent) >= 1000) return fmt::format("× {}", plot::format_number(b.mean / a.mean));
   return fmt::format("{}{} %", percent > 0 ? "+" : "",
                      plot::format_fixed(percent, std::abs(percent) < 10 ? 1 : 0));
 }
 
-Section significance_section(const std::vector<Group>& groups) {
-  std::vector<Difference> all;
-  for (const Group& group : groups) {
-    std::vector<Difference> some = differences(group, compared_metrics(group.measure), separate_intervals);
-    all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
+Cell verdict_cell(const Difference& d) {
+  const std::string change = change_text(*d.a, *d.b);
+  const std::string tip = format_metric(*d.a) + " → " + format_metric(*d.b);
+  switch (d.verdict) {
+    case Verdict::kBetter:
+      return {change + ", better", Tone::kGood, kNoValue, tip};
+    case Verdict::kWorse:
+      return {change + ", worse", Tone::kBad, kNoValue, tip};
+    case Verdict::kDiffers:
+      return {change + ", differs", Tone::kPlain, kNoValue, tip};
+    case Verdict::kNotShown:
+      return {"not shown", Tone::kSoft, kNoValue, tip};
+    default:
+      return {"not tested", Tone::kSoft, kNoValue, tip};
   }
-  const auto count = [&](Verdict verdict) {
-    return std::count_if(all.begin(), all.end(), [&](const Difference& d) { return d.verdict == verdict; });
-  };
-  const auto untested = count(Verdict::kNotTestable);
-  const auto tested = static_cast<std::ptrdiff_t>(all.size()) - untested;
-  const auto unshown = count(Verdict::kNotShown);
+}
+
+// A row a pair of neighbours, a column a metric.
+Table differences_table(const std::vector<Difference>& all) {
+  Table table;
+  table.columns = {{"axis"}, {"from → to"}, {"with"}};
+  std::vector<std::string> labels;
+  std::vector<std::string> rows;
+  for (const Difference& d : all) {
+    const std::string row = d.axis + "\n" + d.from + "\n" + d.to + "\n" + d.fixed;
+    if (std::find(labels.begin(), labels.end(), d.a->label) == labels.end()) {
+      labels.push_back(d.a->label);
+      table.columns.push_back({d.a->label});
+    }
+    if (std::find(rows.begin(), rows.end(), row) == rows.end()) {
+      rows.push_back(row);
+      table.rows.push_back({{{d.axis}, {d.from + " → " + d.to}, {d.fixed.empty() ? "–" : d.fixed}}, ""});
+    }
+  }
+  for (Table::Row& row : table.rows) row.cells.resize(table.columns.size(), {"–", Tone::kSoft});
+  for (const Difference& d : all) {
+    const std::string row = d.axis + "\n" + d.from + "\n" + d.to + "\n" + d.fixed;
+    const auto i = static_cast<size_t>(std::find(rows.begin(), rows.end(), row) - rows.begin());
+    const auto k = static_cast<size_t>(std::find(labels.begin(), labels.end(), d.a->label) - labels.begin());
+    table.rows[i].cells[3 + k] = verdict_cell(d);
+  }
+  return table;
+}
+
+Section significance_section(const std::vector<Group>& groups) {
   Section section{"What is significant", {}};
+  int64_t separate = 0;
+  int64_t unshown = 0;
+  int64_t untested = 0;
+  for (const Group& group : groups) {
+    const std::vector<Difference> all =
+        differences(group, compared_metrics(group.measure), separate_intervals);
+    const auto count = [&](Verdict verdict) {
+      return std::count_if(all.begin(), all.end(), [&](const Difference& d) { return d.verdict == verdict; });
+    };
+    const auto size = static_cast<int64_t>(all.size());
+    untested += count(Verdict::kNotTestable);
+    unshown += count(Verdict::kNotShown);
+    separate += size - count(Verdict::kNotTestable) - count(Verdict::kNotShown);
+    if (count(Verdict::kNotTestable) == size) continue;
+    section.blocks.emplace_back(Heading{grid_title(group)});
+    section.blocks.emplace_back(differences_table(all));
+  }
   std::string text = fmt::format(
-      "Neighbouring points on an axis, all else equal: of {} comparisons with at least two repeats on both "
-      "sides, {} have 95 % intervals that do "
-      "not overlap, and {} show no difference. Intervals apart are a stricter criterion than a test at 5 % "
+      "Points that are neighbours on an axis, all else equal. Of {} comparisons with at least two repeats on "
+      "both sides, {} have 95 % intervals that "
+      "do not overlap; {} show no difference. Intervals apart are a stricter criterion than a test at 5 % "
       "for one pair; they are not corrected for "
       "the number of pairs.",
-      tested, tested - unshown, unshown);
+      separate + unshown, separate, unshown);
   if (untested > 0) text += fmt::format(" {} more cannot be tested: one repeat.", untested);
-  section.blocks.emplace_back(Paragraph{std::move(text)});
-  Table table;
-  table.columns = {{"axis"},       {"from → to"}, {"with"},         {"metric"},
-                   {"from", true}, {"to", true},  {"change", true}, {"verdict"}};
-  for (const Difference& d : all) {
-    if (d.verdict == Verdict::kNotTestable) continue;
-    table.rows.push_back({{{d.axis},
-                           {d.from + " → " + d.to},
-                           {d.fixed.empty() ? "–" : d.fixed},
-                           {d.a->label},
-                           {format_metric(*d.a), Tone::kPlain, d.a->mean},
-                           {format_metric(*d.b), Tone::kPlain, d.b->mean},
-                           {change_text(*d.a, *d.b)},
-                           verdict_cell(d.verdict)},
-                          ""});
-  }
-  if (!table.rows.empty()) section.blocks.emplace_back(std::move(table));
+  section.blocks.insert(section.blocks.begin(), Paragraph{std::move(text)});
   return section;
 }
 
@@ -267,6 +288,13 @@ Section findings_section(const Experiment& experiment, const std::vector<Group>&
   return section;
 }
 
+// "2026-11-24T12:00:00Z" as "2026-11-24 12:00:00 UTC"; any other text as it is.
+std::string plain_time(std::string text) {
+  if (text.size() != 20 || text[10] != 'T' || text[19] != 'Z') return text;
+  text[10] = ' ';
+  return text.substr(0, 19) + " UTC";
+}
+
 }  // namespace
 
 Document make_document(const Experiment& experiment) {
@@ -274,8 +302,8 @@ Document make_document(const Experiment& experiment) {
   Document document;
   document.title = experiment.title;
   document.question = experiment.question;
-  document.dates = experiment.started.empty() ? "" : "Started " + experiment.started;
-  if (!experiment.finished.empty()) document.dates += ", finished " + experiment.finished;
+  document.dates = experiment.started.empty() ? "" : "Started " + plain_time(experiment.started);
+  if (!experiment.finished.empty()) document.dates += ", finished " + plain_time(experiment.finished);
   document.sections.push_back(findings_section(experiment, groups));
   document.sections.push_back(plots_section(experiment));
   document.sections.push_back(significance_section(groups));

@@ -34,20 +34,20 @@ h3{font-size:1rem;margin:0}section>h3{margin:1.4em 0 .6em}p{margin:.5em 0 1em;ma
 figure{margin:0;padding:16px 14px 12px;border:1px solid var(--line);border-radius:10px;min-width:0}
 figcaption{padding:0 8px 6px}figure .note{color:var(--soft);font-size:.85rem;margin:.4em 8px 0}
 svg.chart{display:block;width:100%;height:auto;overflow:hidden}.narrow{display:none}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:10px}
-table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:7px 14px;text-align:left;vertical-align:baseline}
+.scroll{overflow-x:auto;width:fit-content;max-width:100%;border:1px solid var(--line);border-radius:10px}
+table{border-collapse:collapse;width:100%;font-size:.86rem;font-variant-numeric:tabular-nums}
+th,td{padding:7px 12px;text-align:left;vertical-align:baseline}td{white-space:nowrap}td.long,.command td{white-space:normal}
 th{font-weight:600;background:var(--card);border-bottom:1px solid var(--line);vertical-align:bottom}
-tr+tr>td{border-top:1px solid var(--line)}tr.command>td{border-top:0;padding-top:0}
-.n{text-align:right}td.n{white-space:nowrap}.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}.soft{color:var(--soft)}
+tr+tr>td{border-top:1px solid var(--line)}tr.command>td{border-top:0;padding-top:0;max-width:0}
+.n{text-align:right}.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}.soft{color:var(--soft)}
 code{font:.82rem/1.5 var(--mono);color:var(--soft);user-select:all;overflow-wrap:anywhere}
 details{margin-top:.5em}summary{cursor:pointer;color:var(--s0);margin-bottom:.6em}
 @media screen and (max-width:640px){body{padding:0 14px 40px}header{padding-top:24px}h1{font-size:1.55rem}
-.wide{display:none}.narrow{display:block}figure{padding:14px 4px 10px}th,td{padding:6px 10px}tr.command>td{max-width:0}}
-@media print{@page{margin:14mm}:root{--card:#f3f4f6;--line:#ccc;--good:#0b6b3a}body{max-width:none;padding:0;font-size:10pt}nav{display:none}
+.wide{display:none}.narrow{display:block}figure{padding:14px 4px 10px}th,td{padding:5px 9px}table{font-size:.8rem}}
+@media print{@page{margin:14mm}html{font-size:10pt}:root{--card:#f3f4f6;--line:#ccc;--good:#0b6b3a}body{max-width:none;padding:0;font-size:10pt}nav{display:none}
 header{padding-top:0}section{padding-top:18px}h2,h3{break-after:avoid}figure,tr{break-inside:avoid}thead{display:table-header-group}
 .plots{grid-template-columns:1fr 1fr;gap:12px}figure{padding:8px 4px}.scroll{overflow:visible;border:0}
-table{font-size:8pt}th,td{padding:3px 6px}code{font-size:7pt}td.n{white-space:normal}details:not([open]){display:none}}
+table{font-size:8pt}th,td{padding:3px 6px}code{font-size:7pt}td{white-space:normal}details:not([open]){display:none}}
 )css";
 
 std::string_view tone_class(Tone tone) {
@@ -146,6 +146,8 @@ class HtmlWriter {
     std::string classes = numeric ? "n" : "";
     if (const std::string_view tone = tone_class(cell.tone); !tone.empty())
       classes += (classes.empty() ? "" : " ") + std::string(tone);
+    // Short texts stay on one line.
+    if (cell.text.size() > 60) classes += classes.empty() ? "long" : " long";
     out_ += "<td";
     if (!classes.empty()) put(" class=\"{}\"", classes);
     if (!cell.tip.empty()) put(" title=\"{}\"", xml_escape(cell.tip));

@@ -96,7 +96,7 @@ PointList with_metric(const PointList& points, const std::string& metric) {
 std::string format_with_interval(const Metric& metric, double divisor) {
   const double mean = metric.mean / divisor;
   const double half = metric.has_interval() ? (metric.high - metric.low) / 2 / divisor : 0;
-  if (!(half > 0)) return plot::format_number(mean) + (metric.has_interval() ? " ± 0" : "");
+  if (!(half > 0)) return plot::format_number(mean);
   if (std::abs(mean) >= 1e9 || half < 1e-6) return fmt::format("{:.4g} ± {:.1e}", mean, half);
   // Two digits of the interval's half: more of the mean means nothing.
   const int decimals = std::clamp(1 - static_cast<int>(std::floor(std::log10(half))), 0, 8);

@@ -88,17 +88,40 @@ std::string format_fixed(double value, int decimals) {
   return value < 0 && !zero ? "−" + text : text;
 }
 
+namespace {
+
+// "2.00e-05" as "2.00e-5".
+std::string short_exponent(std::string text) {
+  const size_t at = text.find('e');
+  if (at == std::string::npos) return text;
+  if (text[at + 1] == '+') text.erase(at + 1, 1);
+  const size_t digits = text.find_first_of("123456789", at);
+  const size_t first = text[at + 1] == '-' ? at + 2 : at + 1;
+  if (digits != std::string::npos) text.erase(first, digits - first);
+  return text;
+}
+
+}  // namespace
+
 std::string format_tick(double value, double step) {
   if (value == 0) return "0";
-  if (std::abs(value) >= 1e9 || step < 1e-6) return fmt::format("{:g}", value);
+  if (std::abs(value) >= 1e9 || step < 1e-6) return short_exponent(fmt::format("{:g}", value));
   const int decimals = std::max(0, static_cast<int>(std::ceil(-std::log10(step) - 1e-9)));
   return format_fixed(value, decimals);
+}
+
+std::string format_tick(double value) {
+  std::string text = format_number(value);
+  if (text.find('.') == std::string::npos || text.find('e') != std::string::npos) return text;
+  text.erase(text.find_last_not_of('0') + 1);
+  if (text.back() == '.') text.pop_back();
+  return text;
 }
 
 std::string format_number(double value) {
   if (!std::isfinite(value)) return "–";
   const double size = std::abs(value);
-  if (size != 0 && (size < 1e-5 || size >= 1e9)) return fmt::format("{:.2e}", value);
+  if (size != 0 && (size < 1e-4 || size >= 1e9)) return short_exponent(fmt::format("{:.2e}", value));
   if (value == std::round(value) && size < 1e6) return format_fixed(value, 0);
   const int exponent = size == 0 ? 0 : static_cast<int>(std::floor(std::log10(size)));
   return format_fixed(value, std::clamp(2 - exponent, 0, 8));

@@ -38,6 +38,9 @@ std::vector<double> log_ticks(double low, double high, int count);
 // "12,000", "0.25", "1.5e-07": as many decimals as `step` needs, for the ticks of one axis.
 std::string format_tick(double value, double step);
 
+// The same where ticks have no common step: without trailing zeros.
+std::string format_tick(double value);
+
 // Three significant digits, or all of a number's integral ones, with thousands separated. "–" where not
 // finite.
 std::string format_number(double value);
