@@ -17,6 +17,9 @@ namespace qwen2::plot {
 
 constexpr double kNoValue = std::numeric_limits<double>::quiet_NaN();
 
+// g++ warns of members that a designated initialiser leaves out, unless they have an initialiser.
+// NOLINTBEGIN(readability-redundant-member-init)
+
 struct Axis {
   std::string title{};
   std::string unit{};  // "ms", "B" and so on: the axis shows the unit that suits; may be empty
@@ -115,5 +118,7 @@ std::string render_svg(const Chart& chart, const SvgOptions& options);
 
 // The style that inlined charts need, with the variables of both colour schemes.
 std::string_view chart_css();
+
+// NOLINTEND(readability-redundant-member-init)
 
 }  // namespace qwen2::plot

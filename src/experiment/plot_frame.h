@@ -13,6 +13,9 @@ constexpr double kFont = 12;  // pixels, of every text but a standalone title
 constexpr double kLineHeight = 18;
 constexpr double kEdge = 8;  // free pixels at the left and right edge
 
+// g++ warns of members that a designated initialiser leaves out, unless they have an initialiser.
+// NOLINTBEGIN(readability-redundant-member-init)
+
 // The rectangle in which values are drawn.
 struct Area {
   double left, top, right, bottom;
@@ -60,5 +63,7 @@ double draw_x_axis(Svg& svg, const std::vector<Tick>& ticks, const Scale& scale,
 double draw(Svg& svg, const XyChart& chart, double top, double width);
 double draw(Svg& svg, const StackedBars& chart, double top, double width);
 double draw(Svg& svg, const Gantt& chart, double top, double width);
+
+// NOLINTEND(readability-redundant-member-init)
 
 }  // namespace qwen2::plot

@@ -24,6 +24,7 @@ double total(const StackedBars::Row& row) {
 std::vector<Tick> ticks_of(double high, double width) {
   const auto values = linear_ticks(0, high, std::max(2, static_cast<int>(width / 80)));
   std::vector<Tick> ticks;
+  ticks.reserve(values.size());
   for (const double value : values) ticks.push_back({value, format_tick(value, values[1] - values[0])});
   return ticks;
 }
@@ -35,6 +36,7 @@ void draw_columns(Svg& svg, const std::vector<Tick>& ticks, const Scale& scale, 
 
 std::vector<Key> keys_of(const StackedBars& chart) {
   std::vector<Key> keys;
+  keys.reserve(chart.parts.size() + 2);
   for (size_t i = 0; i < chart.parts.size(); ++i) {
     keys.push_back({.name = chart.parts[i], .shape = KeyShape::kBox, .box_class = part_class(i)});
   }

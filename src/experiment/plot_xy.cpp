@@ -54,7 +54,8 @@ std::vector<Tick> numbered(const std::vector<double>& values, const Axis& axis, 
 }
 
 std::vector<Tick> y_ticks(const Axis& axis, const Range& range, int count) {
-  if (axis.scale == ScaleKind::kLog) return numbered(log_ticks(range.low, range.high, count), axis, 0);
+  if (axis.scale == ScaleKind::kLog)
+    return numbered(log_ticks(range.low, range.high, count + count / 2), axis, 0);
   const std::vector<double> values = linear_ticks(range.low, range.high, count);
   return numbered(values, axis, values[1] - values[0]);
 }
@@ -147,6 +148,7 @@ class XyDrawing {
     }
     if (!chart_.x.marks.empty()) {
       std::vector<double> values;
+      values.reserve(chart_.x.marks.size());
       for (const double mark : chart_.x.marks) values.push_back(mark / x_unit_.divisor);
       ticks = numbered(values, chart_.x, 0);
     } else if (chart_.x.scale == ScaleKind::kLog) {

@@ -198,7 +198,8 @@ std::optional<Chart> percentile_chart(const PointList& points, const std::string
   for (size_t i = 0; i < lines.size(); ++i) {
     for (size_t k = 0; k < percentiles.size(); ++k) {
       const auto& [name, metric] = percentiles[k];
-      Series series = styled(lines[i].name.empty() ? name : lines[i].name + ", " + name, Mark::kLine, i);
+      const Mark mark = chart.x.scale == ScaleKind::kCategory ? Mark::kPoints : Mark::kLine;
+      Series series = styled(lines[i].name.empty() ? name : lines[i].name + ", " + name, mark, i);
       series.pattern = static_cast<int>(k);
       series.hollow = k > 0;
       for (const Point* point : with_metric(lines[i].points, metric)) {
@@ -250,18 +251,18 @@ void add(std::vector<Chart>& charts, std::optional<Chart> chart) {
 }  // namespace
 
 void add_load_charts(const Group& group, std::vector<Chart>& charts) {
-  const std::string axis = load_axis(group.points);
   if (group.measure != "serve") return;
-  if (axis.empty())
-    return add(charts, metric_chart(group.points,
-                                    {"Output throughput", "output_throughput", "p99_ttft_ms", "", {}, {}}));
+  const std::string load = load_axis(group.points);
+  const std::vector<std::string> axes = varied_axes(group.points);
+  if (load.empty() && axes.empty()) return;
+  const std::string axis = load.empty() ? axes.front() : load;
   add(charts, percentile_chart(group.points, axis, "Time to the first token",
                                {{"median", "median_ttft_ms"}, {"p99", "p99_ttft_ms"}}));
   add(charts, percentile_chart(group.points, axis, "Time per output token",
                                {{"median", "median_tpot_ms"}, {"p99", "p99_tpot_ms"}}));
   add(charts, metric_chart(group.points,
                            {"Output throughput against " + axis, axis, "output_throughput", "", {}, {}}));
-  add(charts, throughput_chart(group.points, axis, "p99_e2el_ms"));
+  if (!load.empty()) add(charts, throughput_chart(group.points, load, "p99_e2el_ms"));
 }
 
 void add_engine_charts(const Group& group, std::vector<Chart>& charts) {

@@ -43,8 +43,7 @@ struct AxisValue {
 
 struct Request {
   int64_t index = 0;
-  double scheduled = kNoValue;  // this and the following: seconds since the start of the measurement
-  double sent = kNoValue;
+  double sent = kNoValue;  // this and the following: seconds since the start of the measurement
   double first_content = kNoValue;
   double last_content = kNoValue;
   double end = kNoValue;

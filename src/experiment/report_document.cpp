@@ -30,9 +30,8 @@ Cell status_cell(const Point& point) {
   if (!fits(point)) return {"does not fit", Tone::kBad};
   if (ok == total) return {fmt::format("{} of {}", ok, total), Tone::kPlain};
   if (refused == total) return {"refused", Tone::kBad, kNoValue, first_error(point)};
-  if (ok == 0)
-    return {point.count(RepeatStatus::kMissing) == total ? "missing" : "failed", Tone::kBad, kNoValue,
-            first_error(point)};
+  const bool missing = point.count(RepeatStatus::kMissing) == total;
+  if (ok == 0) return {missing ? "missing" : "failed", Tone::kBad, kNoValue, first_error(point)};
   return {fmt::format("{} of {}", ok, total), Tone::kBad, kNoValue, first_error(point)};
 }
 
@@ -50,9 +49,10 @@ plot::DisplayUnit column_unit(const PointList& points, const std::string& metric
 Cell metric_cell(const Metric* metric, const plot::DisplayUnit& unit) {
   if (metric == nullptr) return {"–", Tone::kSoft};
   std::string tip = fmt::format("{} {}", metric->n, metric->n == 1 ? "repeat" : "repeats");
-  if (metric->n > 1)
+  if (metric->n > 1) {
     tip += fmt::format(", from {} to {}", plot::format_quantity(metric->min, metric->unit),
                        plot::format_quantity(metric->max, metric->unit));
+  }
   return {format_with_interval(*metric, unit.divisor), Tone::kPlain, metric->mean, std::move(tip)};
 }
 

@@ -12,6 +12,9 @@ namespace qwen2::report {
 
 enum class Tone { kPlain, kGood, kBad, kSoft };
 
+// g++ warns of members that a designated initialiser leaves out, unless they have an initialiser.
+// NOLINTBEGIN(readability-redundant-member-init)
+
 struct Cell {
   std::string text{};
   Tone tone = Tone::kPlain;
@@ -61,5 +64,7 @@ std::string to_html(const Document& document);
 
 // Plots are linked as plots/ID.svg.
 std::string to_markdown(const Document& document);
+
+// NOLINTEND(readability-redundant-member-init)
 
 }  // namespace qwen2::report

@@ -48,6 +48,13 @@ void add_best(const Group& group, std::vector<Finding>& out) {
   }
 }
 
+std::string format_duration(double seconds) {
+  if (seconds < 120) return plot::format_quantity(seconds, "s");
+  const auto minutes = static_cast<int64_t>(std::round(seconds / 60));
+  return minutes < 120 ? fmt::format("{} min", minutes)
+                       : fmt::format("{} h {} min", minutes / 60, minutes % 60);
+}
+
 int64_t points_with(const Experiment& experiment, RepeatStatus status) {
   return std::count_if(experiment.points.begin(), experiment.points.end(),
                        [&](const Point& p) { return p.count(status) > 0; });
@@ -83,6 +90,11 @@ void add_points(const Experiment& experiment, std::vector<Finding>& out) {
   }
   if (failed > 0)
     out.push_back({"Requests that failed", std::to_string(failed), kinds, static_cast<double>(failed), true});
+  double seconds = 0;
+  for (const Point& point : experiment.points) {
+    for (const Repeat& repeat : point.repeats) seconds += std::isfinite(repeat.seconds) ? repeat.seconds : 0;
+  }
+  if (seconds > 0) out.push_back({"Time of all measurements", format_duration(seconds), "", seconds});
 }
 
 // How far the plan was from the measurement, at worst, where one result has both.

@@ -134,9 +134,9 @@ class HtmlWriter {
       out_ += "<tr>";
       for (size_t i = 0; i < row.cells.size(); ++i) cell(row.cells[i], table.columns[i].numeric);
       out_ += "</tr>\n";
-      if (!row.command.empty())
-        put("<tr class=\"command\"><td colspan=\"{}\"><code>{}</code></td></tr>\n", row.cells.size(),
-            xml_escape(row.command));
+      if (row.command.empty()) continue;
+      put("<tr class=\"command\"><td colspan=\"{}\"><code>{}</code></td></tr>\n", row.cells.size(),
+          xml_escape(row.command));
     }
     out_ += "</tbody>\n</table>\n</div>\n";
     if (table.folded) out_ += "</details>\n";

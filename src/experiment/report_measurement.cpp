@@ -18,8 +18,7 @@ Result<Request> parse_request(const json::object& object) {
   const Fields fields(object, "");
   Request request;
   QWEN2_TRY(request.index, fields.count_or_zero("index"));
-  for (auto& [name, value] : {std::pair{"scheduled", &request.scheduled},
-                              {"sent", &request.sent},
+  for (auto& [name, value] : {std::pair{"sent", &request.sent},
                               {"first_content", &request.first_content},
                               {"last_content", &request.last_content},
                               {"end", &request.end},

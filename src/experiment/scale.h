@@ -18,8 +18,6 @@ class Scale {
   double operator()(double value) const;
   [[nodiscard]] double low() const { return low_; }
   [[nodiscard]] double high() const { return high_; }
-  [[nodiscard]] double from() const { return from_; }
-  [[nodiscard]] double to() const { return to_; }
   [[nodiscard]] ScaleKind kind() const { return kind_; }
 
  private:

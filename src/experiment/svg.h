@@ -36,7 +36,6 @@ class Svg {
   // `y` is the baseline.
   void text(std::string_view classes, double x, double y, std::string_view text,
             Anchor anchor = Anchor::kStart);
-  void raw(std::string_view markup) { out_ += markup; }
 
   [[nodiscard]] const std::string& str() const { return out_; }
 
