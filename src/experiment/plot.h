@@ -24,7 +24,7 @@ struct Axis {
   std::string title{};
   std::string unit{};  // "ms", "B" and so on: the axis shows the unit that suits; may be empty
   ScaleKind scale = ScaleKind::kLinear;
-  bool from_zero = false;       // a linear axis starts at 0
+  bool from_zero = false;       // a linear axis starts at 0; intervals that reach below are cut
   std::vector<double> marks{};  // values that get ticks, such as an experiment's own; empty: round ones
   std::vector<std::string> categories{};  // of kCategory: a sample's x is the index of one
 };

@@ -39,7 +39,8 @@ Range y_range(const XyChart& chart) {
     }
   }
   for (const Rule& rule : chart.rules) range.take(rule.y, log);
-  if (chart.y.from_zero && !log) range.take(0, false);
+  // What starts at 0 ends there: intervals of few repeats may reach below.
+  if (chart.y.from_zero && !log && !range.empty()) range.low = 0;
   return range;
 }
 

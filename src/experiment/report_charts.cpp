@@ -99,7 +99,13 @@ std::string interval_note(const PointList& points, const std::string& metric) {
     const Metric* m = p->metric(metric);
     return m != nullptr && m->has_interval() && m->high > m->low;
   });
-  return any ? "Means; bands and whiskers are 95 % intervals over the repeats." : "";
+  if (!any) return "";
+  const bool cut = std::any_of(points.begin(), points.end(), [&](const Point* p) {
+    const Metric* m = p->metric(metric);
+    return m != nullptr && m->low < 0 && m->mean >= 0;
+  });
+  return std::string("Means; bands and whiskers are 95 % intervals over the repeats") +
+         (cut ? ", cut at 0." : ".");
 }
 
 void limit_series(std::vector<Line>& lines, std::string& note) {
@@ -127,13 +133,14 @@ Chart scatter(const PointList& points, const ChartSpec& spec) {
   chart.y = {.title = y.label, .unit = y.unit};
   chart.x.scale = spec.log_x.value_or(false) ? ScaleKind::kLog : ScaleKind::kLinear;
   std::string note = interval_note(points, spec.y);
+  const std::vector<std::string> axes = varied_axes(points);
   std::vector<Line> lines = lines_by(points, spec.series);
   limit_series(lines, note);
   for (size_t i = 0; i < lines.size(); ++i) {
     Series series = styled(lines[i].name, Mark::kPoints, i);
     for (const Point* point : lines[i].points) {
       Sample sample = sample_of(*point, point->metric(spec.x)->mean, *point->metric(spec.y));
-      sample.label = point->label;
+      sample.label = axes.empty() ? point->label : name_without(*point, axes, "");
       series.samples.push_back(std::move(sample));
     }
     chart.series.push_back(std::move(series));

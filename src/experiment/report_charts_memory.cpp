@@ -205,8 +205,7 @@ std::optional<Chart> plan_chart(const PointList& points) {
     }
     row.measured = measured_beside(*point, points);
     row.limit = plan->budget;
-    row.label =
-        fmt::format("{} ({}){}", point->label, point->grid, is_refused(*point) ? ": does not fit" : "");
+    row.label = point->label + (is_refused(*point) ? ": does not fit" : "");
     row.tip = point->label + ": " + bar_tip(*plan, row.measured);
     bars.rows.push_back(std::move(row));
   }
@@ -261,6 +260,7 @@ struct TradeOff {
 
 std::optional<Chart> trade_off_chart(const PointList& evaluated, const PointList& all,
                                      const std::string& quality, const TradeOff& spec) {
+  const std::vector<std::string> axes = varied_axes(evaluated);
   XyChart chart;
   Series series{.mark = Mark::kPoints};
   double low = std::numeric_limits<double>::infinity();
@@ -277,7 +277,7 @@ std::optional<Chart> trade_off_chart(const PointList& evaluated, const PointList
     series.samples.push_back(
         {.x = x.mean,
          .y = y.mean,
-         .label = point->label,
+         .label = axes.empty() ? point->label : name_without(*point, axes, ""),
          .tip = fmt::format("{}: {} {}, {} {}", point->label, y.label, format_metric(y), x.example->label,
                             plot::format_quantity(x.mean, x.example->unit))});
   }

@@ -62,7 +62,7 @@ std::string in_unit(const std::string& label, const plot::DisplayUnit& unit) {
 
 Table points_table(const Group& group) {
   Table table;
-  std::vector<std::string> axes = varied_axes(group.points);
+  const std::vector<std::string> axes = varied_axes(group.points);
   table.columns.push_back({"point"});
   for (const std::string& axis : axes) table.columns.push_back({axis, is_numeric(group.points, axis)});
   table.columns.push_back({"repeats"});

@@ -18,18 +18,15 @@ const Names& look_up(const std::map<std::string, Names>& table, const std::strin
   return found == table.end() ? kNone : found->second;
 }
 
+bool is_better(const Metric& a, const Metric& b) {
+  return a.better == Better::kHigher ? a.mean > b.mean : a.mean < b.mean;
+}
+
 // The point with the best mean; null where none has the metric.
 const Point* best_point(const PointList& points, const std::string& name) {
   const Point* best = nullptr;
   for (const Point* point : with_metric(points, name)) {
-    const Metric& own = *point->metric(name);
-    if (!std::isfinite(own.mean)) continue;
-    if (best == nullptr) {
-      best = point;
-    } else if (own.better == Better::kHigher ? own.mean > best->metric(name)->mean
-                                             : own.mean < best->metric(name)->mean) {
-      best = point;
-    }
+    if (best == nullptr || is_better(*point->metric(name), *best->metric(name))) best = point;
   }
   return best;
 }

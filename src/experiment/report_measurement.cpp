@@ -98,7 +98,9 @@ Result<std::vector<double>> parse_numbers(const json::array* array, const char* 
   return numbers;
 }
 
-Status parse_memory(const Fields& fields, Measurement& m) {
+// `own_peak`: the process' own peak may stand beside the plan. Not that of `bench engine`, whose measurement
+// of the read speed takes memory that no service would.
+Status parse_memory(const Fields& fields, bool own_peak, Measurement& m) {
   for (const char* name : {"memory_plan", "bytes"}) {
     QWEN2_TRY(const json::object* object, fields.object_or_null(name));
     if (object == nullptr || m.plan) continue;
@@ -107,8 +109,8 @@ Status parse_memory(const Fields& fields, Measurement& m) {
   }
   QWEN2_TRY(const double device, fields.number_or_nan("device_memory_bytes"));
   QWEN2_TRY(const double process, fields.number_or_nan("peak_memory_bytes"));
-  for (const double bytes : {device, peak(m.timeline, &TimelineSample::vram_bytes), process,
-                             peak(m.timeline, &TimelineSample::host_bytes)}) {
+  for (const double bytes : {device, peak(m.timeline, &TimelineSample::vram_bytes),
+                             own_peak ? process : kNoValue, peak(m.timeline, &TimelineSample::host_bytes)}) {
     if (std::isnan(m.memory_bytes)) m.memory_bytes = bytes;
   }
   return {};
@@ -136,7 +138,7 @@ Result<Measurement> parse_measurement(const json::object& root, const std::strin
     QWEN2_TRY(m.timeline, parse_timeline(*timeline));
   }
   if (measure == "serve") QWEN2_CHECK(parse_serve(fields, m));
-  QWEN2_CHECK(parse_memory(fields, m));
+  QWEN2_CHECK(parse_memory(fields, measure != "engine", m));
   if (measure == "plan" && fields.has("fits")) {
     QWEN2_TRY(m.fits, fields.flag_or_false("fits"));
     QWEN2_TRY(m.cure, fields.text_or_empty("cure"));

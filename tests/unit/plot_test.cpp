@@ -203,6 +203,16 @@ TEST(XyCharts, LogAxesLeaveOutWhatIsNotPositive) {
   EXPECT_EQ(count(svg, "line", "whisker"), 3);
 }
 
+TEST(XyCharts, IntervalsEndWhereTheAxisDoes) {
+  XyChart chart;
+  chart.y.from_zero = true;
+  chart.series.push_back({.mark = Mark::kPoints, .samples = {sample(1, 5, -20, 30)}});
+  const std::string svg = render_svg(chart_of(chart), {});
+  EXPECT_TRUE(has_text(svg, "0"));
+  EXPECT_FALSE(has_text(svg, "−10"));
+  EXPECT_FALSE(has_text(svg, "−20"));
+}
+
 TEST(XyCharts, SeriesDifferInMoreThanColour) {
   XyChart chart;
   for (int i = 0; i < 3; ++i) {

@@ -268,6 +268,17 @@ TEST_F(BrokenCopy, NoPointsAtAll) {
   EXPECT_FALSE(to_markdown(make_document(*experiment)).empty());
 }
 
+TEST_F(BrokenCopy, TheEnginesOwnPeakIsNotHeldAgainstItsPlan) {
+  write("engine.json", R"({"peak_memory_bytes":900,"memory_plan":{"weights":100,"budget":1000}})");
+  const auto engine = load_measurement(folder_ / "engine.json", "engine");
+  ASSERT_TRUE(engine) << engine.error().message;
+  EXPECT_EQ(engine->plan->total, 100);
+  EXPECT_TRUE(std::isnan(engine->memory_bytes));
+  write("engine.json",
+        R"({"peak_memory_bytes":900,"device_memory_bytes":120,"memory_plan":{"weights":100}})");
+  EXPECT_EQ(load_measurement(folder_ / "engine.json", "engine")->memory_bytes, 120);
+}
+
 TEST_F(BrokenCopy, ErrorsNameFileAndField) {
   replace("manifest.json", "\"id\": \"p002\"", "\"id\": 2");
   expect_error({"manifest.json", "points[1].id", "a string"});
