@@ -25,8 +25,9 @@ constexpr int kClockMemory = 2;
 
 struct Nvml {
   int (*init)() = nullptr;
-  int (*by_bus_id)(const char*, Device*) = nullptr;
+  int (*count)(unsigned int*) = nullptr;
   int (*by_index)(unsigned int, Device*) = nullptr;
+  int (*by_bus_id)(const char*, Device*) = nullptr;
   int (*by_uuid)(const char*, Device*) = nullptr;
   int (*processes)(Device, unsigned int*, ProcessInfo*) = nullptr;
   int (*name)(Device, char*, unsigned int) = nullptr;
@@ -42,7 +43,8 @@ struct Nvml {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
       return function != nullptr;
     };
-    ready = find(init, "nvmlInit_v2") && find(by_bus_id, "nvmlDeviceGetHandleByPciBusId_v2") &&
+    ready = find(init, "nvmlInit_v2") && find(count, "nvmlDeviceGetCount_v2") &&
+            find(by_bus_id, "nvmlDeviceGetHandleByPciBusId_v2") &&
             find(by_index, "nvmlDeviceGetHandleByIndex_v2") && find(by_uuid, "nvmlDeviceGetHandleByUUID") &&
             find(processes, "nvmlDeviceGetComputeRunningProcesses_v3") && find(name, "nvmlDeviceGetName") &&
             find(memory, "nvmlDeviceGetMemoryInfo") && find(driver, "nvmlSystemGetDriverVersion") &&
@@ -76,18 +78,50 @@ std::optional<Device> first_visible() {
   return std::nullopt;
 }
 
+std::vector<Device> all_devices() {
+  unsigned int count = 0;
+  std::vector<Device> devices;
+  if (!nvml().ready || nvml().count(&count) != 0) return devices;
+  for (unsigned int i = 0; i < count; ++i) {
+    Device device = nullptr;
+    if (nvml().by_index(i, &device) == 0) devices.push_back(device);
+  }
+  return devices;
+}
+
+std::optional<uint64_t> memory_on(Device device, int pid) {
+  std::vector<ProcessInfo> processes(256);
+  auto count = static_cast<unsigned int>(processes.size());
+  if (nvml().processes(device, &count, processes.data()) != 0) return std::nullopt;
+  for (unsigned int i = 0; i < count; ++i) {
+    if (processes[i].pid == static_cast<unsigned int>(pid)) return processes[i].used;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::optional<uint64_t> nvml_process_memory(const std::string& pci_bus_id) {
   Device device = nullptr;
   if (!nvml().ready || nvml().by_bus_id(pci_bus_id.c_str(), &device) != 0) return std::nullopt;
-  std::vector<ProcessInfo> processes(256);
-  auto count = static_cast<unsigned int>(processes.size());
-  if (nvml().processes(device, &count, processes.data()) != 0) return std::nullopt;
-  for (unsigned int i = 0; i < count; ++i) {
-    if (processes[i].pid == static_cast<unsigned int>(getpid())) return processes[i].used;
+  return memory_on(device, getpid());
+}
+
+std::optional<uint64_t> nvml_memory_of(int pid) {
+  std::optional<uint64_t> sum;
+  for (Device device : all_devices()) {
+    if (const auto bytes = memory_on(device, pid)) sum = sum.value_or(0) + *bytes;
   }
-  return std::nullopt;
+  return sum;
+}
+
+std::optional<uint64_t> nvml_memory_in_use() {
+  std::optional<uint64_t> sum;
+  for (Device device : all_devices()) {
+    Memory info{};
+    if (nvml().memory(device, &info) == 0) sum = sum.value_or(0) + info.used;
+  }
+  return sum;
 }
 
 std::optional<GpuState> nvml_first_gpu() {

@@ -22,4 +22,11 @@ struct GpuState {
 // missing.
 std::optional<GpuState> nvml_first_gpu();
 
+// Bytes that the process `pid` holds on all cards together; nothing where the driver does not list it (in a
+// container the numbers of processes differ).
+std::optional<uint64_t> nvml_memory_of(int pid);
+
+// Bytes in use on all cards together, whoever holds them.
+std::optional<uint64_t> nvml_memory_in_use();
+
 }  // namespace qwen2

@@ -18,6 +18,7 @@ enum class ErrorKind {
   kUnsupported,      // well formed, but outside of what this program does
   kOutOfMemory,      // the memory plan does not fit
   kUnavailable,      // the service cannot take the request now (queue full, shutting down)
+  kInterrupted,      // a signal ended it early; what was done is kept
   kInternal,         // a bug, or a library that failed unexpectedly
 };
 

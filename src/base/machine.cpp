@@ -75,6 +75,10 @@ uint64_t resident_memory_bytes() {
   return proc_kilobytes("/proc/self/status", "VmRSS:");
 }
 
+uint64_t resident_memory_bytes(int pid) {
+  return proc_kilobytes(("/proc/" + std::to_string(pid) + "/status").c_str(), "VmRSS:");
+}
+
 uint64_t peak_resident_memory_bytes() {
   return proc_kilobytes("/proc/self/status", "VmHWM:");
 }

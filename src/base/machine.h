@@ -27,6 +27,8 @@ Machine describe_machine();
 uint64_t available_memory_bytes();
 
 uint64_t resident_memory_bytes();
+// Of another process; 0 where there is none.
+uint64_t resident_memory_bytes(int pid);
 uint64_t peak_resident_memory_bytes();
 
 // Where this executable lies; empty when the system does not say.

@@ -22,6 +22,7 @@ std::vector<std::string> with_hyphens(int argc, char** argv) {
 }
 
 constexpr int kUsageError = 2;
+constexpr int kInterrupted = 130;  // as a shell says of a program that Ctrl-C ended
 
 }  // namespace
 
@@ -51,7 +52,7 @@ int main(int argc, char** argv) {
   const qwen2::Status status = action();
   if (!status) {
     std::fprintf(stderr, "qwen2: %s\n", status.error().message.c_str());
-    return 1;
+    return status.error().kind == qwen2::ErrorKind::kInterrupted ? kInterrupted : 1;
   }
   return exit_code;
 }

@@ -10,10 +10,10 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http.hpp>
-#include <boost/json.hpp>
+#include <charconv>
 
 #include "base/units.h"
-#include "loadgen/sse.h"
+#include "loadgen/answer.h"
 
 namespace qwen2 {
 namespace {
@@ -21,103 +21,20 @@ namespace {
 namespace asio = boost::asio;
 namespace beast = boost::beast;
 namespace http = beast::http;
-namespace json = boost::json;
 using boost::system::error_code;
 using tcp = asio::ip::tcp;
 
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
-std::string_view path_of(ApiFlavour flavour) {
-  switch (flavour) {
-    case ApiFlavour::kChat:
-      return "/v1/chat/completions";
-    case ApiFlavour::kGenerate:
-      return "/generate";
-    case ApiFlavour::kCompletions:
-      break;
-  }
-  return "/v1/completions";
-}
-
-void set_failure(RequestRecord& record, std::string_view kind, std::string detail) {
-  if (!record.failure.empty()) return;
-  record.failure = kind;
-  record.detail = std::move(detail);
-}
-
 void set_network_failure(RequestRecord& record, std::string_view kind, const error_code& code) {
   set_failure(record, code == beast::error::timeout ? "timeout" : kind, code.message());
 }
 
-int64_t integer_at(const json::object& object, std::string_view key, int64_t otherwise) {
-  const json::value* value = object.if_contains(key);
-  return value != nullptr && value->is_int64() ? value->get_int64() : otherwise;
-}
-
-// Token counts and the server's own timings, from a usage event or a whole response.
-void read_accounting(const json::object& root, RequestRecord& record) {
-  const json::value* usage = root.if_contains("usage");
-  const json::object& counts = usage != nullptr && usage->is_object() ? usage->get_object() : root;
-  record.prompt_tokens = integer_at(counts, "prompt_tokens", record.prompt_tokens);
-  record.completion_tokens = integer_at(counts, "completion_tokens", record.completion_tokens);
-  const json::value* timings = root.if_contains("timings");
-  const json::object& times = timings != nullptr && timings->is_object() ? timings->get_object() : root;
-  if (const json::value* queue = times.if_contains("queue_seconds")) {
-    json::error_code code;
-    const double seconds = queue->to_number<double>(code);
-    if (!code) record.queue_seconds = seconds;
-  }
-}
-
-// The text of an event or a response, wherever the flavour puts it; null when there is none, or when it only
-// announces the role of what follows.
-const json::string* find_text(const json::object& root) {
-  const json::value* text = root.if_contains("text");
-  bool names_role = false;
-  const json::value* choices = root.if_contains("choices");
-  if (choices != nullptr && choices->is_array() && !choices->get_array().empty() &&
-      choices->get_array()[0].is_object()) {
-    const json::object& choice = choices->get_array()[0].get_object();
-    text = choice.if_contains("text");
-    for (const char* key : {"delta", "message"}) {
-      const json::value* inner = choice.if_contains(key);
-      if (inner == nullptr || !inner->is_object()) continue;
-      text = inner->get_object().if_contains("content");
-      names_role = inner->get_object().contains("role");
-    }
-  }
-  if (text == nullptr || !text->is_string()) return nullptr;
-  return names_role && text->get_string().empty() ? nullptr : &text->get_string();
-}
-
-void read_event(const std::string& data, double now, RequestRecord& record, bool& done) {
-  if (data == "[DONE]") {
-    done = true;
-    return;
-  }
-  json::error_code code;
-  const json::value root = json::parse(data, code);
-  if (code || !root.is_object()) return set_failure(record, "bad_response", "an event is not a JSON object");
-  if (const json::value* error = root.get_object().if_contains("error")) {
-    return set_failure(record, "server_error", json::serialize(*error));
-  }
-  read_accounting(root.get_object(), record);
-  // A token may complete no text (a special token, a part of a character); its event counts all the same.
-  const json::string* text = find_text(root.get_object());
-  if (text == nullptr) return;
-  if (record.content_times.empty()) record.first_content = now;
-  record.last_content = now;
-  record.content_times.push_back(now);
-  record.text += *text;
-}
-
 using ResponseParser = http::response_parser<http::buffer_body>;
 
-// Reads the body piece by piece and hands each to `record` with the time of its read.
+// Reads the body piece by piece and hands each to `answer` with the time of its read; without one, to `body`.
 asio::awaitable<void> read_body(beast::tcp_stream& stream, beast::flat_buffer& buffer, ResponseParser& parser,
-                                bool events, std::string& body, RequestRecord& record) {
-  SseParser sse;
-  bool done = false;
+                                AnswerReader* answer, std::string& body, RequestRecord& record) {
   std::array<char, 16384> piece{};
   while (!parser.is_done()) {
     parser.get().body().data = piece.data();
@@ -125,8 +42,8 @@ asio::awaitable<void> read_body(beast::tcp_stream& stream, beast::flat_buffer& b
     auto [code, size] = co_await http::async_read_some(stream, buffer, parser, kAwait);
     const double now = now_seconds();
     const std::string_view bytes(piece.data(), piece.size() - parser.get().body().size);
-    if (events) {
-      for (const std::string& data : sse.push(bytes)) read_event(data, now, record, done);
+    if (answer != nullptr) {
+      answer->push(bytes, now);
     } else {
       body += bytes;
     }
@@ -135,16 +52,38 @@ asio::awaitable<void> read_body(beast::tcp_stream& stream, beast::flat_buffer& b
       co_return;
     }
   }
-  if (events && !done) set_failure(record, "cut_stream", "the stream ended without [DONE]");
+  if (answer != nullptr) answer->finish();
 }
 
-void read_whole_response(const std::string& body, RequestRecord& record) {
-  json::error_code code;
-  const json::value root = json::parse(body, code);
-  if (code || !root.is_object())
-    return set_failure(record, "bad_response", "the response is not a JSON object");
-  read_accounting(root.get_object(), record);
-  if (const json::string* text = find_text(root.get_object())) record.text = *text;
+http::request<http::string_body> make_request(HttpCall& call) {
+  http::request<http::string_body> request(http::verb::post,
+                                           call.url.prefix + std::string(call.dialect.path()), 11);
+  request.set(http::field::host, call.url.host + ":" + call.url.port);
+  request.set(http::field::content_type, "application/json");
+  request.set(http::field::accept, call.dialect.stream && call.dialect.kind != ServerKind::kOllama
+                                       ? "text/event-stream"
+                                       : "application/json");
+  request.set(http::field::connection, "close");
+  request.body() = std::move(call.body);
+  request.prepare_payload();
+  return request;
+}
+
+// An address needs no resolver, which would be a thread's round trip for every request.
+asio::awaitable<error_code> connect(beast::tcp_stream& stream, const Url& url) {
+  error_code code;
+  const auto address = asio::ip::make_address(url.host, code);
+  uint16_t port = 0;
+  const auto [end, bad] = std::from_chars(url.port.data(), url.port.data() + url.port.size(), port);
+  if (!code && bad == std::errc{} && end == url.port.data() + url.port.size()) {
+    auto [connect_code] = co_await stream.async_connect(tcp::endpoint(address, port), kAwait);
+    co_return connect_code;
+  }
+  tcp::resolver resolver(stream.get_executor());
+  auto [resolve_code, endpoints] = co_await resolver.async_resolve(url.host, url.port, kAwait);
+  if (resolve_code) co_return resolve_code;
+  auto [connect_code, endpoint] = co_await stream.async_connect(endpoints, kAwait);
+  co_return connect_code;
 }
 
 void read_error_status(int status, const std::string& body, RequestRecord& record) {
@@ -184,28 +123,14 @@ asio::awaitable<void> send_request(HttpCall call, RequestRecord& record) {
   stream.expires_after(std::chrono::duration_cast<std::chrono::nanoseconds>(
       std::chrono::duration<double>(call.timeout_seconds)));
   record.sent = now_seconds();
-  tcp::resolver resolver(executor);
-  auto [resolve_code, endpoints] = co_await resolver.async_resolve(call.url.host, call.url.port, kAwait);
-  error_code code = resolve_code;
-  if (!code) {
-    auto [connect_code, endpoint] = co_await stream.async_connect(endpoints, kAwait);
-    code = connect_code;
-  }
+  error_code code = co_await connect(stream, call.url);
   if (code) {
     set_network_failure(record, "connect", code);
     record.end = now_seconds();
     co_return;
   }
   stream.socket().set_option(tcp::no_delay(true), code);
-  http::request<http::string_body> request(http::verb::post,
-                                           call.url.prefix + std::string(path_of(call.flavour)), 11);
-  request.set(http::field::host, call.url.host + ":" + call.url.port);
-  request.set(http::field::content_type, "application/json");
-  request.set(http::field::accept, call.stream ? "text/event-stream" : "application/json");
-  request.set(http::field::connection, "close");
-  request.body() = std::move(call.body);
-  request.prepare_payload();
-  record.sent = now_seconds();
+  const http::request<http::string_body> request = make_request(call);
   auto [write_code, written] = co_await http::async_write(stream, request, kAwait);
   beast::flat_buffer buffer;
   ResponseParser parser;
@@ -222,14 +147,10 @@ asio::awaitable<void> send_request(HttpCall call, RequestRecord& record) {
   }
   record.status = parser.get().result_int();
   std::string body;
-  const bool events = call.stream && record.status == 200;
-  co_await read_body(stream, buffer, parser, events, body, record);
+  AnswerReader answer(call.dialect, record);
+  co_await read_body(stream, buffer, parser, record.status == 200 ? &answer : nullptr, body, record);
   record.end = now_seconds();
-  if (record.status != 200) {
-    read_error_status(record.status, body, record);
-  } else if (!events && record.failure.empty()) {
-    read_whole_response(body, record);
-  }
+  if (record.status != 200) read_error_status(record.status, body, record);
 }
 
 Result<std::string> http_get(const Url& url, const std::string& path, double timeout_seconds) {
@@ -241,12 +162,7 @@ Result<std::string> http_get(const Url& url, const std::string& path, double tim
   error_code result = asio::error::timed_out;
   const auto fetch = [](beast::tcp_stream& s, const Url& to, http::request<http::empty_body>& ask,
                         http::response<http::string_body>& answer, error_code& out) -> asio::awaitable<void> {
-    tcp::resolver resolver(s.get_executor());
-    auto [resolved, endpoints] = co_await resolver.async_resolve(to.host, to.port, kAwait);
-    out = resolved;
-    if (out) co_return;
-    auto [connected, endpoint] = co_await s.async_connect(endpoints, kAwait);
-    out = connected;
+    out = co_await connect(s, to);
     if (out) co_return;
     auto [sent, count] = co_await http::async_write(s, ask, kAwait);
     out = sent;

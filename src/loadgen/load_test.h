@@ -1,57 +1,63 @@
-// The closed-loop load test: a fixed number of clients, each sending its next request when the last has
-// ended.
+// A load test from its options to its result: who serves, the plan, the warm-up, the load, the watch.
 #pragma once
 
 #include <boost/json.hpp>
-#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
-#include "loadgen/http_client.h"
+#include "loadgen/load_loop.h"
+#include "loadgen/options.h"
 #include "loadgen/statistics.h"
-#include "loadgen/workload.h"
+#include "loadgen/watch.h"
 #include "tokenizer/chat_template.h"
 
 namespace qwen2 {
 
-struct LoadTestOptions {
-  std::string url;
-  std::string model;  // as the server names it; empty: ask /v1/models
-  ApiFlavour flavour = ApiFlavour::kCompletions;
-  int64_t concurrency = 5;
-  int64_t requests = 15;
-  int64_t warmup = 1;
-  int64_t ctx_len = 2048;  // prompt tokens, the chat template included
-  int64_t max_new_tokens = 64;
-  double temperature = 0;
-  bool stream = true;
-  bool ignore_eos = false;
-  uint64_t seed = 0;
-  double timeout_seconds = 600;
+// A stretch of time in which the test ran without interruption.
+struct Segment {
+  std::string date;
+  double duration = 0;
+  int64_t requests = 0;  // that ended in it
 };
 
 struct LoadTestResult {
-  std::vector<RequestRecord> warmup;
-  std::vector<RequestRecord> records;
-  double start = 0;
-  double end = 0;
+  Dialect dialect;
   std::string model;
+  std::string date;  // of the start, as vLLM writes it
+  int64_t planned = 0;
+  int64_t concurrency = 0;  // clients that there were, closed loop
+  double ramp = 0;  // seconds; by itself one request's median time in the warm-up, kLongestRamp at most
+  double last_offset = 0;  // open loop: when the last request was due
+  std::vector<RequestRecord> warmup;
+  std::vector<RequestRecord> records;  // of the requests that ended, by index
+  double duration = 0;                 // of all segments together
+  std::vector<Segment> segments;
+  int64_t peak_in_flight = 0;
+  Summary loop_lag;
+  double client_cpu_seconds = 0;
+  bool interrupted = false;
+  int64_t trace_rows_skipped = 0;
+  std::vector<WatchSample> timeline;
+  boost::json::object memory_plan;  // as the server says; empty where it does not
 };
 
-// Ranges of the numbers; the error names the flag.
-Status check(const LoadTestOptions& options);
+constexpr double kLongestRamp = 10;
 
-// Called on the client's thread when a measured request has ended.
-using Progress = std::function<void(int64_t done, int64_t total, int64_t failed)>;
+// The server and the model that the options name, or that are found at the URL.
+struct Target {
+  Url url;
+  Dialect dialect;
+  std::string model;
+};
+Result<Target> find_target(const LoadTestOptions& options);
 
-Result<LoadTestResult> run_load_test(const LoadTestOptions& options, const Tokenizer& tokenizer,
-                                     const ChatTemplate& chat, const Progress& progress);
-
-// Summary and every request.
-boost::json::object to_json(const LoadTestOptions& options, const LoadTestResult& result);
-
-// The table for the terminal.
-std::string format_table(const LoadTestOptions& options, const LoadTestResult& result);
+// `earlier` is what an interrupted run has kept: its requests are not sent again, and the new ones are added
+// as if the pause had not been.
+Result<LoadTestResult> run_load_test(const LoadTestOptions& options, const Target& target,
+                                     const Tokenizer& tokenizer, const ChatTemplate& chat,
+                                     const LoopHooks& hooks,
+                                     std::optional<LoadTestResult> earlier = std::nullopt);
 
 }  // namespace qwen2

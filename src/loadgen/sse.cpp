@@ -35,6 +35,8 @@ void SseParser::end_line(std::vector<std::string>& events) {
     data_ += value;
     has_data_ = true;
   }
+  // llama.cpp before 2025 names its errors by the field instead of inside of the data.
+  if (line_.starts_with("error:")) events.push_back("{\"error\":" + line_.substr(6) + "}");
   line_.clear();
 }
 

@@ -1,6 +1,7 @@
 #include "loadgen/statistics.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace qwen2 {
@@ -19,25 +20,29 @@ Summary summarise(std::vector<double> samples) {
   if (samples.empty()) return summary;
   std::sort(samples.begin(), samples.end());
   summary.mean = std::accumulate(samples.begin(), samples.end(), 0.0) / static_cast<double>(samples.size());
+  double squares = 0;
+  for (const double x : samples) squares += (x - summary.mean) * (x - summary.mean);
+  summary.std = std::sqrt(squares / static_cast<double>(samples.size()));
   summary.min = samples.front();
   summary.max = samples.back();
   summary.p50 = percentile(samples, 50);
+  summary.p90 = percentile(samples, 90);
   summary.p95 = percentile(samples, 95);
   summary.p99 = percentile(samples, 99);
   return summary;
 }
 
-boost::json::object to_json(const Summary& s) {
+boost::json::object to_json(const Summary& s, double scale) {
   boost::json::object object{{"n", s.n}};
   if (s.n == 0) return object;
-  object["mean"] = s.mean;
-  object["min"] = s.min;
-  object["max"] = s.max;
-  object["p50"] = s.p50;
-  object["p95"] = s.p95;
-  object["p99"] = s.p99;
-  object["p95_has_enough_samples"] = s.enough_for(95);
-  object["p99_has_enough_samples"] = s.enough_for(99);
+  object["mean"] = s.mean * scale;
+  object["std"] = s.std * scale;
+  object["min"] = s.min * scale;
+  object["p50"] = s.p50 * scale;
+  object["p90"] = s.p90 * scale;
+  object["p95"] = s.p95 * scale;
+  object["p99"] = s.p99 * scale;
+  object["max"] = s.max * scale;
   return object;
 }
 

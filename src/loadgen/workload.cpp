@@ -32,11 +32,16 @@ Result<PromptMaker> PromptMaker::create(const Tokenizer& tokenizer) {
   return maker;
 }
 
-std::string PromptMaker::make(int64_t length, uint64_t seed, uint64_t index) const {
+std::string PromptMaker::make(int64_t length, uint64_t seed, uint64_t index, int64_t shared) const {
+  const int64_t common = std::min(shared, length - 1);
+  return words(common, seed, UINT64_MAX) + words(length - std::max<int64_t>(0, common), seed, index);
+}
+
+std::string PromptMaker::words(int64_t count, uint64_t seed, uint64_t index) const {
   std::seed_seq mixed{seed, seed >> 32, index, index >> 32};
   std::mt19937_64 random(mixed);
   std::string text;
-  for (int64_t i = 0; i < length; ++i) text += words_[random() % words_.size()];
+  for (int64_t i = 0; i < count; ++i) text += words_[random() % words_.size()];
   return text;
 }
 

@@ -1,15 +1,12 @@
 // The command line: answers, measurements, and what it says when something is wrong.
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
 import { cpSync, existsSync, readFileSync, readdirSync, truncateSync, writeFileSync } from 'node:fs';
-import http from 'node:http';
-import net from 'node:net';
 import path from 'node:path';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 
 import { Tokenizer } from '@huggingface/tokenizers';
 
-import { goldens, model, root, run, startServer, temporaryFolder } from './helpers.mjs';
+import { goldens, model, root, run, temporaryFolder } from './helpers.mjs';
 
 const readJson = (...names) => JSON.parse(readFileSync(path.join(...names), 'utf8'));
 // 'info --model DEMO' as arguments.
@@ -200,159 +197,6 @@ test('quantize writes GGUF files that answer', async (t) => {
   assert.match(again.stderr, /8\.gguf' exists/);
 });
 
-describe('bench serve', () => {
-  const bench = async (t, ...args) => {
-    const file = path.join(temporaryFolder(t), 'result.json');
-    const table = await succeed('bench', 'serve', ...args, '--output', file);
-    return { table, ...readJson(file) };
-  };
-
-  describe('against a running server', () => {
-    let server;
-    before(async () => (server = await startServer()));
-    after(() => server?.stop());
-
-    for (const endpoint of ['completions', 'chat', 'generate']) {
-      for (const stream of [true, false]) {
-        test(`${endpoint}, ${stream ? 'streaming' : 'whole'}`, async (t) => {
-          const earlier = await server.stats();
-          const target = ['--url', server.url, '--tokenizer', model, '--endpoint', endpoint];
-          const size = split('--concurrency 3 --requests 7 --warmup 2 --ctx-len 150 --max-new-tokens 6 --ignore-eos');
-          const result = await bench(t, ...target, ...size, ...(stream ? [] : ['--no-stream']));
-          const { requests, summary } = result;
-          assert.deepEqual(summary.failures, {});
-          assert.equal(summary.succeeded, 7);
-          assert.equal(summary.prompt_tokens, 7 * 150);
-          assert.equal(summary.completion_tokens, 7 * 6);
-          assert.equal(summary.e2e_seconds.n, 7);
-          assert.equal(summary.ttft_seconds.n, stream ? 7 : 0);
-          assert.equal(result.parameters.endpoint, endpoint);
-          assert.ok(result.environment.cores > 0);
-          assert.match(result.table, /failures +0 of 7/);
-          assert.deepEqual(requests.map((r) => r.index), [0, 1, 2, 3, 4, 5, 6]);
-          for (const request of requests) {
-            assert.equal(request.status, 200);
-            assert.equal(request.prompt_tokens, 150);
-            assert.equal(request.completion_tokens, 6);
-            assert.ok(request.queue_seconds >= 0);
-            assert.ok(request.end > request.scheduled);
-            // One event a token; a chat's first may announce no more than the role.
-            const events = request.content_times.length;
-            assert.ok(stream ? events === 6 || (endpoint === 'chat' && events === 5) : events === 0, `${events}`);
-          }
-          const later = await server.stats();
-          assert.equal(later.prompt_tokens - earlier.prompt_tokens, 9 * 150);
-          assert.equal(later.generated_tokens - earlier.generated_tokens, 9 * 6);
-        });
-      }
-    }
-  });
-
-  test('starts a server itself; flags with underscores', async (t) => {
-    const size = split('--concurrency 5 --requests=15 --ctx_len 512 --max_new_tokens=16 --ignore_eos --max_num_seqs 2');
-    const { requests, summary, parameters } = await bench(t, '--model', model, ...size);
-    assert.deepEqual(summary.failures, {});
-    assert.equal(requests.length, 15);
-    assert.ok(requests.every((r) => r.prompt_tokens === 512 && r.completion_tokens === 16));
-    assert.deepEqual([parameters.ctx_len, parameters.max_new_tokens, parameters.concurrency], [512, 16, 5]);
-  });
-
-  test('hands every flag of the model to the server that it starts', async (t) => {
-    const refused = await run(...split('bench serve --model DEMO --requests 1 --activations int8'));
-    assert.equal(refused.code, 1); // needs quantised weights, as the server says
-    const size = split('--requests 3 --warmup 0 --ctx-len 64 --max-new-tokens 4 --precision int8 --kv int8');
-    const { summary, service } = await bench(t, '--model', model, ...size);
-    assert.deepEqual(summary.failures, {});
-    assert.deepEqual([service.precision, service.kv, service.policy], ['int8', 'int8', 'continuous']);
-  });
-
-  // A server that answers every completion with `answer(response, body)`.
-  async function startFake(t, answer) {
-    const fake = http.createServer(async (request, response) => {
-      if (request.url === '/v1/models') return response.end('{"data": [{"id": "fake"}]}');
-      answer(response, JSON.parse(Buffer.concat(await request.toArray())));
-    });
-    await once(fake.listen(0, '127.0.0.1'), 'listening');
-    t.after(() => {
-      fake.close();
-      fake.closeAllConnections();
-    });
-    return `http://127.0.0.1:${fake.address().port}/v1`;
-  }
-  const small = split('--tokenizer DEMO --concurrency 2 --requests 3 --warmup 0 --ctx-len 20');
-  const event = (object) => `data: ${JSON.stringify(object)}\n\n`;
-  const text = event({ choices: [{ index: 0, text: 'a' }] });
-  const usage = (prompt, completion) =>
-    event({ choices: [], usage: { prompt_tokens: prompt, completion_tokens: completion } });
-  const done = 'data: [DONE]\n\n';
-
-  test('sends different prompts that its seed fixes', async (t) => {
-    let bodies = [];
-    const url = await startFake(t, (response, body) => {
-      bodies.push(body);
-      response.end(text + usage(20, 1) + done);
-    });
-    const promptsOf = async (seed) => {
-      bodies = [];
-      const { summary } = await bench(t, '--url', url, ...small, '--seed', seed, '--max-new-tokens', '9');
-      assert.equal(summary.succeeded, 3);
-      assert.ok(bodies.every((b) => b.model === 'fake' && b.max_tokens === 9 && b.temperature === 0 && b.stream));
-      return bodies.map((b) => b.prompt).sort();
-    };
-    const [first, again, other] = [await promptsOf('1'), await promptsOf('1'), await promptsOf('2')];
-    assert.deepEqual(again, first);
-    assert.equal(new Set([...first, ...other]).size, 6);
-  });
-
-  test('counts tokens without text, but not the announcement of a role', async (t) => {
-    const delta = (object) => event({ choices: [{ index: 0, delta: object }] });
-    const events = [{ role: 'assistant', content: '' }, { content: 'a' }, { content: '' }, { content: 'b' }, {}];
-    const url = await startFake(t, (response) => response.end(events.map(delta).join('') + usage(30, 3) + done));
-    const target = ['--url', url, ...small.slice(0, -1), '30', '--endpoint', 'chat', '--max-new-tokens', '3'];
-    const { requests, summary } = await bench(t, ...target);
-    assert.deepEqual(summary.failures, {});
-    assert.ok(requests.every((r) => r.content_times.length === 3 && r.text === 'ab'));
-  });
-
-  describe('counts failures by kind', () => {
-    for (const [name, answer] of Object.entries({
-      http_429: (response) => response.writeHead(429, { 'retry-after': '1' }).end('{}'),
-      http_5xx: (response) => response.writeHead(500).end('broken'),
-      http_4xx: (response) => response.writeHead(400).end('{"error": {"message": "no"}}'),
-      timeout: () => {},
-      'timeout (in the middle)': (response) => response.write(text),
-      bad_response: (response) => response.end('data: no JSON\n\n' + done),
-      server_error: (response) => response.end(text + event({ error: { message: 'oh' } })),
-      'wrong_length (prompt)': (response) => response.end(text + usage(7, 1) + done),
-      'wrong_length (answer)': (response) => response.end(text + usage(20, 1) + done),
-      'cut_stream (no [DONE])': (response) => response.end(text + usage(20, 2)),
-      'cut_stream (in the middle)': (response) => response.write(text, () => response.destroy()),
-      'cut_stream (no answer)': (response) => response.destroy(),
-    })) {
-      test(name, async (t) => {
-        const [kind] = name.split(' ');
-        const options = split(`--max-new-tokens 2 --ignore-eos --timeout ${kind === 'timeout' ? 1 : 30}`);
-        const { summary, requests, table } = await bench(t, '--url', await startFake(t, answer), ...small, ...options);
-        assert.deepEqual(summary.failures, { [kind]: 3 });
-        assert.equal(summary.succeeded, 0);
-        assert.equal(summary.failed, 3);
-        assert.ok(requests.every((r) => r.failure === kind && r.detail.length > 0));
-        assert.match(table, new RegExp(`failures +3 of 3, 3 ${kind}`));
-      });
-    }
-
-    test('connect', async (t) => {
-      const free = net.createServer().listen(0, '127.0.0.1');
-      await once(free, 'listening');
-      const url = `http://127.0.0.1:${free.address().port}`;
-      await once(free.close(), 'close');
-      await assertFails(['bench', 'serve', '--url', url, ...small], url);
-      const { summary } = await bench(t, '--url', url, ...small, '--served-model', 'any');
-      assert.deepEqual(summary.failures, { connect: 3 });
-    });
-  });
-});
-
 describe('plan', () => {
   const plan = async (t, ...args) => {
     const file = path.join(temporaryFolder(t), 'plan.json');
@@ -473,6 +317,20 @@ describe('what cannot work: exit code 1 and one line', () => {
     ['bench serve --model DEMO --endpoint chat --ctx-len 3', '--ctx-len'],
     ['bench serve --url ftp://127.0.0.1 --tokenizer DEMO', '--url'],
     ['bench serve', '--url', '--model'],
+    ['bench serve --model DEMO --ctx-len uniform:9:5', '--ctx-len'],
+    ['bench serve --model DEMO --max-new-tokens 0', '--max-new-tokens'],
+    ['bench serve --model DEMO --rate 0', '--rate'],
+    ['bench serve --model DEMO --slo ttft=2', '--slo', 'ttft=2'],
+    ['bench serve --model DEMO --search rate', '--slo'],
+    ['bench serve --model DEMO --ladder rate=2,1', '--ladder'],
+    ['bench serve --model DEMO --ladder rate=1 --search rate --slo ttft=1s', '--search'],
+    ['bench serve --model DEMO --ladder rate=1,2 --rate 3', '--rate'],
+    ['bench serve --model DEMO --trace /no/trace', '/no/trace'],
+    ['bench serve --model DEMO --trace DEMO/config.json', 'config.json', 'line'],
+    ['bench serve --model DEMO --trace a --rate 1', '--trace', '--rate'],
+    ['bench serve --model DEMO --prompts DEMO/config.json', 'config.json'],
+    ['bench serve --model DEMO --resume /no/run.json', '/no/run.json'],
+    ['bench serve --url http://127.0.0.1:9 --tokenizer DEMO --backend tgi --served-model m --ignore-eos', '--ignore-eos'],
   ]) {
     test(line, () => assertFails(split(line), ...messages));
   }
