@@ -185,16 +185,18 @@ class Bench {
     json::error_code code;
     const json::value root = json::parse(text, code);
     const json::value* steps = code ? nullptr : root.find_pointer("/steps", code);
-    if (steps == nullptr || !steps->is_array())
+    if (steps == nullptr || !steps->is_array()) {
       return fail(ErrorKind::kFormat, "--resume '{}' is not the result of a ladder or a search",
                   flags_.resume);
+    }
     for (const json::value& value : steps->get_array()) {
       const json::object* step = value.if_object();
       const json::value* load = step == nullptr ? nullptr : step->if_contains("load");
       const json::value* part = step == nullptr ? nullptr : step->if_contains("interrupted");
-      if (load == nullptr || part == nullptr || !load->is_number() || part->is_null())
+      if (load == nullptr || part == nullptr || !load->is_number() || part->is_null()) {
         return fail(ErrorKind::kFormat, "--resume '{}': a step has no 'load' or no 'interrupted'",
                     flags_.resume);
+      }
       if (*part == json::value(false)) earlier_steps_[load->to_number<double>(code)] = *step;
     }
     return {};

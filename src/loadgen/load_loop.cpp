@@ -15,7 +15,6 @@ namespace qwen2 {
 namespace {
 
 namespace asio = boost::asio;
-using boost::system::error_code;
 
 constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 

@@ -38,9 +38,10 @@ double ramp_of(const LoadTestOptions& o, std::span<const RequestRecord> warmup) 
 Result<std::vector<size_t>> requests_left(size_t planned, const LoadTestResult& earlier) {
   std::vector<bool> ended(planned);
   for (const RequestRecord& record : earlier.records) {
-    if (record.index >= static_cast<int64_t>(planned))
+    if (record.index >= static_cast<int64_t>(planned)) {
       return fail(ErrorKind::kInvalidArgument,
                   "--resume: the interrupted run had more requests than the {} here", planned);
+    }
     ended[static_cast<size_t>(record.index)] = true;
   }
   std::vector<size_t> left;

@@ -54,9 +54,10 @@ Result<Objective> Objective::parse(std::string_view text) {
           text, part);
     }
   }
-  if (!objective.ttft && !objective.tpot && !objective.e2el)
+  if (!objective.ttft && !objective.tpot && !objective.e2el) {
     return fail(ErrorKind::kInvalidArgument, "--slo '{}' names no limit; such as ttft=2s,tpot=100ms,p=99",
                 text);
+  }
   return objective;
 }
 
