@@ -95,6 +95,7 @@ std::string format_table(const SearchResult& result) {
                        cell(r, "p50_ttft_ms", 1), cell(r, "p99_ttft_ms", 1), cell(r, "p50_tpot_ms", 1),
                        cell(r, "request_goodput", 2), cell(r, "failed", 0));
   }
+  if (result.interrupted) return out + "interrupted: no verdict yet\n";
   const json::object& v = result.verdict;
   if (const json::value* kind = v.if_contains("kind"); kind != nullptr && *kind == "search") {
     return out + fmt::format("highest {} that meets {}: {} (lowest that does not: {})\n",
