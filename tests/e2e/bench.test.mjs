@@ -62,7 +62,7 @@ describe('against a running server', () => {
         assert.ok(result.memory_plan.total > result.memory_plan.weights);
         assert.ok(result.timeline.length >= 2);
         assert.ok(result.timeline.every((s) => s.host_bytes > 0 && s.running >= 0 && s.waiting >= 0 && s.kv_pages_used >= 0));
-        assert.ok(result.machine.cores > 0);
+        assert.ok(result.environment.cores > 0);
         assert.ok(result.client_lag_ms.n === 7 && result.event_loop_lag_ms.n >= 0);
         assert.match(table, /failures +0 of 7/);
         assert.deepEqual(requests.map((r) => r.index), [0, 1, 2, 3, 4, 5, 6]);
