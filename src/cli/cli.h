@@ -62,7 +62,8 @@ Result<ChatTemplate> open_chat(const ModelFlags& flags);
 
 Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer);
 
-// `relative` in the nearest folder above the program that has it; empty where none has.
+// `relative` in the nearest folder above the program that has it, or above the current one; empty where none
+// has.
 std::filesystem::path shipped_path(const std::filesystem::path& relative);
 
 // The folder whose tokeniser open_tokenizer() takes where the model is no .gguf file; may be empty.

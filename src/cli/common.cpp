@@ -13,10 +13,13 @@ namespace fs = std::filesystem;
 namespace json = boost::json;
 
 fs::path shipped_path(const fs::path& relative) {
-  const fs::path binary = executable_path();
-  for (fs::path folder = binary.parent_path(); !folder.empty() && folder != folder.root_path();
-       folder = folder.parent_path()) {
-    if (fs::exists(folder / relative)) return folder / relative;
+  std::error_code ignored;
+  // A binary that was copied elsewhere still finds the tree that it is run in.
+  for (const fs::path& start : {fs::path(executable_path()).parent_path(), fs::current_path(ignored)}) {
+    for (fs::path folder = start; !folder.empty() && folder != folder.root_path();
+         folder = folder.parent_path()) {
+      if (fs::exists(folder / relative, ignored)) return folder / relative;
+    }
   }
   return {};
 }

@@ -29,7 +29,8 @@ Result<GpuCard> find_card(const std::string& gpu) {
                 cards.size());
   }
   const fs::path table = shipped_path("data/gpus.json");
-  if (table.empty()) return fail(ErrorKind::kNotFound, "data/gpus.json was not found above the program");
+  if (table.empty())
+    return fail(ErrorKind::kNotFound, "data/gpus.json was not found above the program or the current folder");
   QWEN2_TRY(const auto cards, read_gpu_cards(table));
   std::string names;
   for (const GpuCard& card : cards) {

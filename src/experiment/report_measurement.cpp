@@ -14,6 +14,13 @@ namespace json = boost::json;
 
 namespace {
 
+// A failed request has -1 where the server did not count.
+Result<int64_t> tokens(const Fields& fields, std::string_view name) {
+  QWEN2_TRY(const double value, fields.number_or_nan(name));
+  if (value == -1) return 0;
+  return fields.count_or_zero(name);
+}
+
 Result<Request> parse_request(const json::object& object) {
   const Fields fields(object, "");
   Request request;
@@ -25,8 +32,8 @@ Result<Request> parse_request(const json::object& object) {
                               {"queue_seconds", &request.queue_seconds}}) {
     QWEN2_TRY(*value, fields.number_or_nan(name));
   }
-  QWEN2_TRY(request.prompt_tokens, fields.count_or_zero("prompt_tokens"));
-  QWEN2_TRY(request.completion_tokens, fields.count_or_zero("completion_tokens"));
+  QWEN2_TRY(request.prompt_tokens, tokens(fields, "prompt_tokens"));
+  QWEN2_TRY(request.completion_tokens, tokens(fields, "completion_tokens"));
   QWEN2_TRY(request.failure, fields.text_or_empty("failure"));
   return request;
 }

@@ -1,5 +1,6 @@
 #include "loadgen/result_file.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "loadgen/measures.h"
@@ -102,7 +103,7 @@ void add_details(json::object& root, const LoadTestResult& r) {
   json::array inputs, outputs, ttfts, itls, texts, errors;
   for (const RequestRecord& record : r.records) {
     const bool good = record.failure.empty();
-    inputs.emplace_back(record.prompt_tokens);
+    inputs.emplace_back(std::max<int64_t>(0, record.prompt_tokens));
     outputs.emplace_back(good ? record.completion_tokens : 0);
     ttfts.emplace_back(micro(ttft_of(record).value_or(0)));
     json::array gaps;

@@ -102,8 +102,8 @@ def serve(file, axes, failing=0):
         failed = index >= len(records) - failing
         line = {"index": index, "scheduled": sent, "sent": sent, "first_content": None if failed else times[0],
                 "last_content": None if failed else times[-1], "end": times[-1] + 0.001, "status": 504 if failed else 200,
-                "failure": "timeout" if failed else None, "prompt_tokens": 512,
-                "completion_tokens": 0 if failed else len(times), "queue_seconds": admitted - sent,
+                "failure": "timeout" if failed else None, "prompt_tokens": -1 if failed else 512,
+                "completion_tokens": -1 if failed else len(times), "queue_seconds": admitted - sent,
                 "content_times": [] if failed else times}
         lines.append(line)
         if failed:
