@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <random>
 
 #include "base/units.h"
@@ -112,8 +113,10 @@ class ScheduleServer::Impl : public Listener {
   }
   ~Impl() override { stop(); }
 
+  // A client has the last byte before this server has written down when it sent it.
   [[nodiscard]] std::vector<Emission> emissions() const {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return open_ == 0; });
     return emissions_;
   }
 
@@ -130,9 +133,16 @@ class ScheduleServer::Impl : public Listener {
   asio::awaitable<void> answer(std::shared_ptr<tcp::socket> socket) override {
     const HttpRequest request = co_await read_request(socket);
     if (request.head.empty()) co_return;
+    const size_t number = reserve();
+    co_await emit(socket, request, number);
+    const std::lock_guard lock(mutex_);
+    --open_;
+    changed_.notify_all();
+  }
+
+  asio::awaitable<void> emit(std::shared_ptr<tcp::socket> socket, HttpRequest request, size_t number) {
     Emission emission;
     emission.received = now_seconds();
-    const size_t number = reserve();
     const boost::json::value body = boost::json::parse(request.body);
     const int64_t tokens = body.at("max_tokens").as_int64();
     const auto& prompt = body.at("prompt").as_string();
@@ -168,12 +178,15 @@ class ScheduleServer::Impl : public Listener {
 
   size_t reserve() {
     const std::lock_guard lock(mutex_);
+    ++open_;
     emissions_.emplace_back();
     return emissions_.size() - 1;
   }
 
   Schedule schedule_;
   mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  int open_ = 0;  // answers
   std::vector<Emission> emissions_;
 };
 
