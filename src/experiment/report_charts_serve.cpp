@@ -22,7 +22,7 @@ constexpr size_t kMostRequests = 60;  // of the Gantt chart
 
 // (last content - first content) / (tokens - 1), in seconds; NaN without two content events.
 double time_per_token(const Request& r) {
-  if (r.completion_tokens < 2) return kNoValue;
+  if (!r.failure.empty() || r.completion_tokens < 2 || !(r.last_content > r.first_content)) return kNoValue;
   return (r.last_content - r.first_content) / static_cast<double>(r.completion_tokens - 1);
 }
 

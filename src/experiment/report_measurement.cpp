@@ -126,6 +126,7 @@ Status parse_memory(const Fields& fields, bool own_peak, Measurement& m) {
 Status parse_serve(const Fields& fields, Measurement& m) {
   QWEN2_TRY(const json::array* ttfts, fields.array_or_null("ttfts"));
   QWEN2_TRY(m.ttft, parse_numbers(ttfts, "ttfts"));
+  std::erase(m.ttft, 0.0);  // as vLLM writes them: 0 of a request without a first token
   QWEN2_TRY(m.interrupted, fields.flag_or_false("interrupted"));
   QWEN2_TRY(const json::object* failures, fields.object_or_null("failures"));
   if (failures == nullptr) return {};
