@@ -51,10 +51,18 @@ Status check(const LoadTestOptions& o) {
   QWEN2_CHECK(positive("--speed", o.speed));
   QWEN2_CHECK(positive("--timeout", o.timeout_seconds));
   QWEN2_CHECK(positive("--sample-interval", o.sample_interval));
-  QWEN2_CHECK(positive("--ramp", o.ramp.value_or(0) + 1));
   QWEN2_CHECK(exclude("--trace", !o.trace.empty(), "--rate", o.rate.has_value()));
   QWEN2_CHECK(exclude("--trace", !o.trace.empty(), "--prompts", !o.prompts.empty()));
   QWEN2_CHECK(exclude("--shared-prefix", o.shared_prefix > 0, "--prompts", !o.prompts.empty()));
+  if (!o.stream && o.objective && (o.objective->ttft || o.objective->tpot)) {
+    return fail(ErrorKind::kInvalidArgument,
+                "--slo with ttft or tpot needs streaming: with --no-stream only e2el is measured");
+  }
+  constexpr double kLongest = 1e8;  // seconds: what the clock's nanoseconds hold, with room to spare
+  if (o.timeout_seconds > kLongest || o.ramp.value_or(0) > kLongest || o.ramp.value_or(0) < 0) {
+    return fail(ErrorKind::kInvalidArgument, "--timeout and --ramp must lie between 0 and {:g} seconds",
+                kLongest);
+  }
   if (o.temperature < 0 || !std::isfinite(o.temperature))
     return fail(ErrorKind::kInvalidArgument, "--temperature must not be negative");
   return {};
