@@ -174,7 +174,8 @@ class Bench {
          ++i)
       fmt::print("answer {}: {}\n", result.records[i].index, result.records[i].text);
     QWEN2_TRY(json::object root, keep(flags_.test, result, ""));
-    if (!flags_.output.empty()) QWEN2_CHECK(write_result(flags_.output, std::move(root), flags_.model.model, flags_.test.seed));
+    if (!flags_.output.empty())
+      QWEN2_CHECK(write_result(flags_.output, std::move(root), flags_.model.model, flags_.test.seed));
     return result.interrupted ? interruption() : Status();
   }
 
@@ -219,7 +220,8 @@ class Bench {
     QWEN2_CHECK(read_steps());
     QWEN2_TRY(const SearchResult result, run_all_steps());
     std::fputs(format_table(result).c_str(), stdout);
-    if (!flags_.output.empty()) QWEN2_CHECK(write_result(flags_.output, to_json(result), flags_.model.model, flags_.test.seed));
+    if (!flags_.output.empty())
+      QWEN2_CHECK(write_result(flags_.output, to_json(result), flags_.model.model, flags_.test.seed));
     return result.interrupted ? interruption() : Status();
   }
 
