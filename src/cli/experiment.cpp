@@ -1,10 +1,9 @@
 #include <unistd.h>
 
-#include <atomic>
 #include <cmath>
-#include <csignal>
 #include <cstdio>
 
+#include "base/interrupt.h"
 #include "base/machine.h"
 #include "base/memory.h"
 #include "cli/cli.h"
@@ -37,28 +36,6 @@ struct CompareFlags {
   CompareOptions options;
   double least_effect_percent = 5;
   std::string output;
-};
-
-std::atomic<bool> interrupted = false;
-
-// For the time of a run: SIGINT and SIGTERM end the child that runs and then the run.
-class Interruptible {
- public:
-  Interruptible() {
-    struct sigaction action{};
-    action.sa_handler = [](int) { interrupted = true; };
-    sigaction(SIGINT, &action, &old_int_);
-    sigaction(SIGTERM, &action, &old_term_);
-  }
-  Interruptible(const Interruptible&) = delete;
-  Interruptible& operator=(const Interruptible&) = delete;
-  ~Interruptible() {
-    sigaction(SIGINT, &old_int_, nullptr);
-    sigaction(SIGTERM, &old_term_, nullptr);
-  }
-
- private:
-  struct sigaction old_int_{}, old_term_{};
 };
 
 // "75 s", "12 min", "1 h 5 min"
@@ -113,14 +90,14 @@ Status run(RunFlags& flags, int& exit_code) {
   if (!flags.device.empty()) flags.overrides.push_back("device=" + flags.device);
   for (const std::string& text : flags.overrides) QWEN2_CHECK(override_flag(experiment, text));
   if (flags.dry_run) return print_plan(experiment, flags);
-  const Interruptible interruptible;
+  const InterruptGuard guard;
   const RunOptions options{.program = executable_path(),
                            .output = flags.output,
                            .only = flags.only,
                            .resume = flags.resume,
                            .overrides = flags.overrides,
                            .profile = flags.profile,
-                           .stop = [] { return interrupted.load(); }};
+                           .stop = interrupted};
   QWEN2_TRY(const RunReport report, run_experiment(experiment, options, show_progress));
   QWEN2_TRY(const auto points, summarise_points(flags.output, report.manifest));
   QWEN2_CHECK(write_summary(flags.output, points));
