@@ -159,6 +159,8 @@ class Bench {
     a.y_stride = output == cuda::ProductOutput::kSwiglu ? n / 2 : n;
     a.row_max = words_ + 64;
     a.split = output != cuda::ProductOutput::kStore || n > 10000 ? 1 : kSplit;
+    a.next_starts_early = kind == 0;
+    a.starts_early = kind == 2 || output == cuda::ProductOutput::kSwiglu;
     a.input.x = x_;
     a.input.stride = rows_ == 1 ? 0 : 9216;
     if (rows_ == 1 && kind == 1) {
@@ -188,7 +190,7 @@ class Bench {
   cuda::RowAttentionArgs attention_args(int length) {
     check(cudaMemset(words_, 0, 4096 * sizeof(uint32_t)), "filling");
     std::vector<uint32_t> info(64 * 4);
-    for (size_t i = 0; i < 64; ++i) info[i * 4 + 1] = static_cast<uint32_t>(length - 1);
+    for (size_t i = 0; i < 64; ++i) info[i * 4 + 1] = info[i * 4 + 3] = static_cast<uint32_t>(length - 1);
     check(cudaMemcpy(words_ + 1024, info.data(), info.size() * 4, cudaMemcpyHostToDevice), "rows");
     cuda::RowAttentionArgs a;
     a.rows = rows_;
@@ -199,7 +201,6 @@ class Bench {
     a.cache.data = reinterpret_cast<std::byte*>(weights_);
     a.cache.rotations = norm_;
     a.q = floats_;
-    a.older_keys = true;
     a.max_splits = cuda::split_count(length);
     a.max_split_keys = cuda::split_keys(length);
     a.out = x_;

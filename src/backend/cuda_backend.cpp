@@ -217,7 +217,8 @@ Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sa
     const auto size = static_cast<int64_t>(chunk.tokens.size());
     const int64_t pages = (chunk.position + size + cuda::kPageTokens - 1) / cuda::kPageTokens;
     for (int64_t i = 0; i < size; ++i) {
-      rows[row++] = {chunk.tokens[static_cast<size_t>(i)], static_cast<int32_t>(chunk.position + i), word, 0};
+      rows[row++] = {chunk.tokens[static_cast<size_t>(i)], static_cast<int32_t>(chunk.position + i), word,
+                     static_cast<int32_t>(chunk.position)};
     }
     if (chunk.pending >= 0) {
       const int64_t place = token_place(steps_ + 1) + pending_order_[static_cast<size_t>(chunk.pending)];
@@ -423,7 +424,6 @@ cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_
   attention.heads = heads();
   attention.cache = cache(layer);
   attention.q = w_.q;
-  attention.older_keys = count == 1;
   attention.max_splits = max_splits;
   attention.max_split_keys = max_splits < cuda::kMaxSplits
                                  ? cuda::kMinSplitKeys
@@ -448,6 +448,7 @@ ProductArgs CudaBackend::output_product(int layer, int count) const {
   output.y = w_.partials;
   output.y_stride = config_.hidden_size;
   output.split = kOutputSplit;
+  output.next_starts_early = true;
   return output;
 }
 
@@ -457,6 +458,7 @@ ProductArgs CudaBackend::gate_up_product(int layer, int count, int& current) con
   gate_up.rows = count;
   gate_up.input = input_of(w.post_attention_norm, w.gate_up, count, kOutputSplit, current, true);
   gate_up.output = ProductOutput::kSwiglu;
+  gate_up.starts_early = true;
   gate_up.y = w_.products;
   gate_up.y_stride = config_.intermediate_size;
   gate_up.row_max = w_.row_max + layer * cuda::kMaxRows;
@@ -482,6 +484,7 @@ ProductArgs CudaBackend::down_product(int layer, int count) const {
   down.y = w_.partials;
   down.y_stride = config_.hidden_size;
   down.split = kDownSplit;
+  down.starts_early = true;
   return down;
 }
 

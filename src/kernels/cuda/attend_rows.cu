@@ -5,66 +5,14 @@
 // its values. Where a row has several parts, the block that arrives last merges them, in their order.
 #include <climits>
 
-#include "kernels/cuda/device.cuh"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/attend_rows.cuh"
 #include "kernels/cuda/launch.cuh"
 
 namespace qwen2::cuda {
 namespace {
 
-// Values are summed by as many lanes as a block of kThreads has; smaller blocks stand for all of them, so
-// that a row's result does not depend on the block. Small ones leave room for the blocks of the kernels
-// before and after beside them: with 128 registers a thread, 512 threads are a whole multiprocessor.
-constexpr int kThreads = 512;
-constexpr int kSmallThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kHeads = 8;  // of one block at most; also the stride of the scores
-constexpr int kElements = 8;
-
-template <int bits>
-struct Packed;
-template <>
-struct Packed<16> {
-  uint4 bits;
-};
-template <>
-struct Packed<8> {
-  uint2 bits;
-};
-
-__device__ __forceinline__ void unpack(const Packed<16>& p, float (&out)[kElements]) {
-  const uint32_t words[4] = {p.bits.x, p.bits.y, p.bits.z, p.bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 v = __half22float2(as_half2(words[i]));
-    out[2 * i] = v.x;
-    out[2 * i + 1] = v.y;
-  }
-}
-__device__ __forceinline__ void unpack(const Packed<8>& p, float (&out)[kElements]) {
-  const uint32_t words[2] = {p.bits.x, p.bits.y};
-#pragma unroll
-  for (int i = 0; i < kElements; ++i)
-    out[i] = static_cast<float>(static_cast<int8_t>(words[i / 4] >> (i % 4 * 8)));
-}
-
-template <int dim, int bits>
-struct PageView {
-  const std::byte* base;
-
-  __device__ PageView(const KvCache& cache, uint32_t page, int kv_heads, int kv_head)
-      : base(cache.data + (int64_t(page) * kv_heads + kv_head) * kv_page_bytes(bits, dim)) {}
-  // Elements [8 lane, 8 lane + 8) of a key (what = 0) or value (1).
-  __device__ Packed<bits> load(int what, int slot, int lane) const {
-    return *reinterpret_cast<const Packed<bits>*>(
-        base + ((what * kPageTokens + slot) * dim + lane * kElements) * (bits / 8));
-  }
-  __device__ float scale(int what, int slot) const {
-    if constexpr (bits == 16) return 1.0F;
-    return __half2float(
-        reinterpret_cast<const __half*>(base + 2 * kPageTokens * dim)[what * kPageTokens + slot]);
-  }
-};
+// Rows up to which a head is a block: more would not be on the card at once.
+constexpr int kShortRows = 8;
 
 template <int G>
 struct Shared {
@@ -73,36 +21,6 @@ struct Shared {
   float denominator[kHeads];
   bool last;
 };
-
-// What the key bias that is kept out of the cache adds to the scores: it rotates with the key's position.
-template <int dim, int threads>
-__device__ void add_key_bias(const RowAttentionArgs& a, int kv_head, int heads, const float* q, int first_key,
-                             int keys, float (*q_bias)[kMaxBiasPairs][2], float* scores) {
-  const KeyBiasView& bias = a.cache.key_bias;
-  const int32_t* index = bias.index + kv_head * kMaxBiasPairs;
-  for (int i = threadIdx.x; i < heads * bias.pairs; i += threads) {
-    const int head = i / bias.pairs;
-    const int pair = i % bias.pairs;
-    const float b0 = bias.first[kv_head * kMaxBiasPairs + pair];
-    const float b1 = bias.second[kv_head * kMaxBiasPairs + pair];
-    const float q0 = __ldcg(q + head * dim + index[pair]);
-    const float q1 = __ldcg(q + head * dim + index[pair] + dim / 2);
-    q_bias[head][pair][0] = q0 * b0 + q1 * b1;
-    q_bias[head][pair][1] = q1 * b0 - q0 * b1;
-  }
-  __syncthreads();
-  for (int key = threadIdx.x; key < keys; key += threads) {
-    const auto* rotation =
-        reinterpret_cast<const float2*>(a.cache.rotations) + int64_t(first_key + key) * (dim / 2);
-    float add[kHeads] = {};
-    for (int pair = 0; pair < bias.pairs; ++pair) {
-      const float2 r = rotation[index[pair]];
-      for (int h = 0; h < heads; ++h) add[h] += q_bias[h][pair][0] * r.x + q_bias[h][pair][1] * r.y;
-    }
-    for (int h = 0; h < heads; ++h) scores[key * kHeads + h] += add[h];
-  }
-  __syncthreads();
-}
 
 // In flight of each lane: few heads leave registers for all keys of a short context.
 template <int G>
@@ -299,18 +217,17 @@ __global__ void __launch_bounds__(threads, kThreads / threads)
   const uint32_t* pages = a.cache.pages + info.page_offset;
   float* scores = shared_floats;
   const int own = threadIdx.x / Batch<dim, bits, kLoads<G>, threads>::lanes;
-  const int older = a.older_keys ? info.position : 0;
   Batch<dim, bits, kLoads<G>, threads> k, v;
-  k.load(a, pages, kv_head, 0, first_key, own, keys, 0, older);
-  v.load(a, pages, kv_head, 1, first_key, own, keys, 0, older);
+  k.load(a, pages, kv_head, 0, first_key, own, keys, 0, info.older);
+  v.load(a, pages, kv_head, 1, first_key, own, keys, 0, info.older);
   wait_for_previous();
   let_next_start();
-  k.load(a, pages, kv_head, 0, first_key, own, keys, older, INT_MAX);
-  v.load(a, pages, kv_head, 1, first_key, own, keys, older, INT_MAX);
+  k.load(a, pages, kv_head, 0, first_key, own, keys, info.older, INT_MAX);
+  v.load(a, pages, kv_head, 1, first_key, own, keys, info.older, INT_MAX);
 
   score_keys<dim, bits, G, threads>(a, pages, kv_head, heads, q, first_key, keys, k, scores);
   if (a.cache.key_bias.pairs > 0) {
-    add_key_bias<dim, threads>(a, kv_head, heads, q, first_key, keys, shared.q_bias, scores);
+    add_key_bias<dim, threads, kHeads>(a, kv_head, heads, q, first_key, keys, shared.q_bias, scores);
   }
   soften(heads, keys, scores, shared.maximum, shared.denominator);
   float* sums = shared_floats;
@@ -406,6 +323,7 @@ __global__ void store_kv_kernel(const __grid_constant__ StoreKvArgs a) {
 }  // namespace
 
 void attend_rows(const RowAttentionArgs& args, cudaStream_t stream) {
+  if (args.max_splits == 1 && args.rows <= kShortRows && attend_short(args, stream)) return;
   const bool wide = args.heads.head_dim == 128;
   if (args.cache.kv_bits == 16) {
     return wide ? attend_group<128, 16>(args, stream) : attend_group<64, 16>(args, stream);

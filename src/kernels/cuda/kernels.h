@@ -20,7 +20,7 @@ struct Row {
   int32_t token;  // below zero: -1 - the place of the token among EmbedArgs::sampled
   int32_t position;
   int32_t page_offset;  // of its sequence's page table in `pages`
-  int32_t place;        // unused: keeps rows at 16 bytes
+  int32_t older;        // keys of its sequence that were in the cache before this step
 };
 
 struct HeadShape {
@@ -89,7 +89,11 @@ struct ProductArgs {
   int first_row = 0;   // of W in the output, when it is a part of a larger matrix
   float* y = nullptr;  // kStore: [parts][rows][y_stride]; kSwiglu: [rows][y_stride]
   int64_t y_stride = 0;
-  int split = 1;                  // kStore: parts of the columns, summed by the reader
+  int split = 1;  // kStore: parts of the columns, summed by the reader
+  // Of one row, with dependent launch: the next kernel is let in while this one still waits, so that its
+  // weights come meanwhile; and this kernel was let in so early that it has time to fetch gently.
+  bool next_starts_early = false;
+  bool starts_early = false;
   uint32_t* row_max = nullptr;    // kSwiglu: zeroed by the caller
   const Row* row_info = nullptr;  // kQkv
   HeadShape heads;
@@ -115,12 +119,9 @@ struct RowAttentionArgs {
   HeadShape heads;
   KvCache cache;
   const float* q = nullptr;  // [rows][q_heads * head_dim], rotated and scaled
-  // Every key before a row's own is older than the step: no two rows are of one sequence. Then they are read
-  // before the previous kernel ends.
-  bool older_keys = false;
-  int max_splits = 1;       // at least every row's split_count(position + 1)
-  int max_split_keys = 0;   // at least every row's split_keys()
-  uint16_t* out = nullptr;  // fp16 [rows][out_stride]
+  int max_splits = 1;        // at least every row's split_count(position + 1)
+  int max_split_keys = 0;    // at least every row's split_keys()
+  uint16_t* out = nullptr;   // fp16 [rows][out_stride]
   int64_t out_stride = 0;
   bool lane_order = false;        // of out: see lane_place()
   float* part_sums = nullptr;     // [rows][q_heads][kMaxSplits][head_dim]

@@ -21,13 +21,20 @@ enum class Carveout {
   kCache,   // what one block needs, the rest to the cache
 };
 
-// Raises the limit of a kernel's shared memory to the card's.
-template <class Kernel>
-cudaError_t open_shared_memory(Kernel kernel, Carveout carveout, size_t shared) {
+// Bytes of shared memory that the card lets one block have.
+inline int most_shared_memory() {
   int device = 0;
   int most = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return most;
+}
+
+// Raises the limit of a kernel's shared memory to the card's.
+template <class Kernel>
+cudaError_t open_shared_memory(Kernel kernel, Carveout carveout, size_t shared) {
+  int device = 0;
+  cudaGetDevice(&device);
   cudaFuncAttributes attributes{};
   cudaFuncGetAttributes(&attributes, kernel);
   int all = 0;
@@ -37,7 +44,7 @@ cudaError_t open_shared_memory(Kernel kernel, Carveout carveout, size_t shared) 
                                                     : static_cast<int>((100 * needed + all - 1) / all);
   cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, percent);
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              most - static_cast<int>(attributes.sharedSizeBytes));
+                              most_shared_memory() - static_cast<int>(attributes.sharedSizeBytes));
 }
 
 // One answer for each kernel: `kernel` is a template argument so that the lookups happen once.

@@ -1,0 +1,156 @@
+// Chunks of a matrix on their way to a warp, and what the tensor cores take from one.
+#pragma once
+
+#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/layout.h"
+
+namespace qwen2::cuda {
+
+struct LaneChunk {
+  uint4 low, high;    // rows g and g + 8
+  uint32_t scale[2];  // fp16 bits
+};
+
+// Chunks on their way to a warp. From Ampere on they wait in shared memory, where each lane finds the codes
+// that it copied itself; on Turing in registers, whose places the loop must name.
+constexpr int kRegisterDepth = 3;
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool kAsync = true;
+#else
+constexpr bool kAsync = false;
+#endif
+constexpr int kPlaces = kAsync ? 1 : kRegisterDepth;  // that the loop names
+
+// Codes, and scales of the coarse forms.
+constexpr int stage_bytes(bool scaled) {
+  return kTileRows * kChunkBytes + (scaled ? kTileRows * 2 : 0);
+}
+
+__device__ __forceinline__ void copy_once(uint32_t to, const void* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#endif
+}
+__device__ __forceinline__ uint4 load_shared(uint32_t from) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(from)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ uint32_t load_shared_u16(uint32_t from) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(from) : "memory");
+  return v;
+}
+
+template <bool scaled, int depth>
+class Ring {
+ public:
+  // Of this warp: `depth` stages of shared memory.
+  __device__ __forceinline__ explicit Ring(const void* memory)
+      : begin_(static_cast<uint32_t>(__cvta_generic_to_shared(memory)) + lane() * 16), at_(begin_) {}
+
+  // Starts the chunk at `codes`, with its scales (of this lane's 16 bytes of them), where the last one was
+  // taken. Followed by pass(), which alone says that there is nothing more to start.
+  __device__ __forceinline__ void start(int place, const uint8_t* codes, uint32_t high_row,
+                                        const uint16_t* scales) {
+    if constexpr (kAsync) {
+      copy_once(at_, codes);
+      copy_once(at_ + 512, codes + high_row);
+      if (scaled && lane() < 2) copy_once(at_ + 1024, scales);
+    } else {
+      LaneChunk& slot = slots_[place];
+      slot.low = load_once(codes);
+      slot.high = load_once(codes + high_row);
+      if (scaled) {
+        slot.scale[0] = __ldg(scales);
+        slot.scale[1] = __ldg(scales + 8);
+      }
+    }
+  }
+  __device__ __forceinline__ void pass() {
+    if constexpr (kAsync) {
+      end_copies();
+      at_ = following(at_);
+    }
+  }
+  // The oldest chunk, whose place the next start() fills.
+  __device__ __forceinline__ LaneChunk take(int place) {
+    if constexpr (!kAsync) return slots_[place];
+    wait_copies<depth - 1>();
+    return load(at_);
+  }
+  // Elements of a group's 16 scales where this lane's part begins.
+  static __device__ __forceinline__ uint32_t scale_place() { return kAsync ? lane() * 8 : lane() / 4; }
+
+ private:
+  static constexpr uint32_t kStage = stage_bytes(scaled);
+  static __device__ __forceinline__ uint32_t lane() { return threadIdx.x % kWarp; }
+  __device__ __forceinline__ uint32_t following(uint32_t at) const {
+    return at == begin_ + (depth - 1) * kStage ? begin_ : at + kStage;
+  }
+  __device__ __forceinline__ LaneChunk load(uint32_t at) const {
+    if (scaled) __syncwarp();
+    LaneChunk c;
+    c.low = load_shared(at);
+    c.high = load_shared(at + 512);
+    if (scaled) {
+      const uint32_t scales = at + 1024 - lane() * 16 + lane() / 4 * 2;
+      c.scale[0] = load_shared_u16(scales);
+      c.scale[1] = load_shared_u16(scales + 16);
+    }
+    return c;
+  }
+  uint32_t begin_, at_;
+  LaneChunk slots_[kPlaces];
+};
+
+// Two fp16 pairs of the q-th pairs of a word, exact.
+template <MatrixForm form>
+__device__ __forceinline__ uint32_t unpack_pair(uint32_t word, int q, uint32_t magic) {
+  if constexpr (form_bits(form) == 8) {
+    uint32_t
+        pair;  // 1024 + byte, twice; the selector as a constant: the compiler would rather load it each time
+    if (q == 0) {
+      asm("prmt.b32 %0, %1, %2, 0x4140;" : "=r"(pair) : "r"(word), "r"(magic));
+    } else {
+      asm("prmt.b32 %0, %1, %2, 0x4342;" : "=r"(pair) : "r"(word), "r"(magic));
+    }
+    return as_bits(__hsub2(as_half2(pair), as_half2(0x64806480U)));  // - 1152
+  } else {
+    constexpr bool general = is_general(form);
+    const uint32_t w = q >= 2 ? word >> 8 : word;
+    if (q % 2 == 0) {  // 1024 + code
+      return as_bits(__hsub2(as_half2(and_or(w, 0x000f000fU, 0x64006400U)),
+                             as_half2(general ? 0x64006400U : 0x64086408U)));
+    }
+    return as_bits(__hfma2(as_half2(and_or(w, 0x00f000f0U, 0x64006400U)), as_half2(0x2c002c00U),
+                           as_half2(general ? 0xd400d400U : 0xd480d480U)));  // (1024 + 16 code) / 16 - 64
+  }
+}
+
+__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// The registers of step `s` (16 columns) of a chunk.
+template <MatrixForm form>
+__device__ __forceinline__ void unpack_step(const LaneChunk& c, int s, uint32_t magic, uint32_t (&a)[4]) {
+  if constexpr (form == MatrixForm::kF16) {
+    a[0] = word_of(c.low, 2 * s);
+    a[1] = word_of(c.high, 2 * s);
+    a[2] = word_of(c.low, 2 * s + 1);
+    a[3] = word_of(c.high, 2 * s + 1);
+  } else {
+    const int word = form_bits(form) == 8 ? s : s / 2;
+    const int first = form_bits(form) == 8 ? 0 : s % 2 * 2;
+    a[0] = unpack_pair<form>(word_of(c.low, word), first, magic);
+    a[1] = unpack_pair<form>(word_of(c.high, word), first, magic);
+    a[2] = unpack_pair<form>(word_of(c.low, word), first + 1, magic);
+    a[3] = unpack_pair<form>(word_of(c.high, word), first + 1, magic);
+  }
+}
+
+}  // namespace qwen2::cuda
