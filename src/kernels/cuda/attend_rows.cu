@@ -19,14 +19,16 @@ struct Shared {
   float q_bias[kHeads][kMaxBiasPairs][2];
   float maximum[kHeads];
   float denominator[kHeads];
+  float factors[kHeads][kMaxSplits];
   bool last;
 };
 
-// In flight of each lane: few heads leave registers for all keys of a short context.
+// Keys or values that a lane takes at once. Without copies in flight few heads leave registers for all keys
+// of a short context.
 template <int G>
-constexpr int kLoads = G == 1   ? 8
-                       : G == 2 ? 4
-                                : 2;
+constexpr int kLoads = kAsync || G > 2 ? 2
+                       : G == 1        ? 8
+                                       : 4;
 
 // Loads of kUnroll keys or values by a group of lanes that share one.
 template <int dim, int bits, int loads, int threads>
@@ -52,28 +54,134 @@ struct Batch {
   }
 };
 
-// `k` holds the first batch.
+// A block's keys and then its values, batch by batch. From Ampere on the next batches are on their way in
+// shared memory, where each lane finds what it copied itself; before, the first of both are in registers.
+template <int dim, int bits, int loads, int threads>
+class KvStream {
+ public:
+  using B = Batch<dim, bits, loads, threads>;
+  static constexpr int kDepth = 4;
+  static constexpr int kScaleBytes = bits == 8 ? 4 : 0;  // the least that can be copied: scales of two keys
+  static constexpr int kStage = threads * loads * (static_cast<int>(sizeof(Packed<bits>)) + kScaleBytes);
+
+  __device__ __forceinline__ KvStream(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
+                                      int first_key, int keys, std::byte* memory)
+      : a_(a),
+        pages_(pages),
+        kv_head_(kv_head),
+        first_key_(first_key),
+        keys_(keys),
+        batches_((keys + B::stride * loads - 1) / (B::stride * loads)),
+        memory_(memory) {}
+
+  // Of keys and of values each.
+  [[nodiscard]] __device__ __forceinline__ int batches() const { return batches_; }
+  [[nodiscard]] static __device__ __forceinline__ int first_key(int batch) {
+    return batch * B::stride * loads + threadIdx.x / B::lanes;
+  }
+
+  // Before the wait: what the previous kernels do not write.
+  __device__ __forceinline__ void begin(int older) {
+    if constexpr (kAsync) {
+      while (started_ < kDepth && started_ < 2 * batches_ && is_old(started_ % batches_, older)) start();
+    } else {
+      first_[0].load(a_, pages_, kv_head_, 0, first_key_, first_key(0), keys_, 0, older);
+      first_[1].load(a_, pages_, kv_head_, 1, first_key_, first_key(0), keys_, 0, older);
+    }
+  }
+  // After it.
+  __device__ __forceinline__ void go_on(int older) {
+    if constexpr (kAsync) {
+      while (started_ < kDepth) start();
+    } else {
+      first_[0].load(a_, pages_, kv_head_, 0, first_key_, first_key(0), keys_, older, INT_MAX);
+      first_[1].load(a_, pages_, kv_head_, 1, first_key_, first_key(0), keys_, older, INT_MAX);
+    }
+  }
+  // The next batch, of keys (what = 0) or values (1).
+  __device__ __forceinline__ B take(int what, int batch) {
+    if constexpr (kAsync) {
+      wait_copies<kDepth - 1>();
+      const B taken = staged(what, batch);
+      start();
+      return taken;
+    } else {
+      if (batch == 0) return what == 0 ? first_[0] : first_[1];
+      B taken;
+      taken.load(a_, pages_, kv_head_, what, first_key_, first_key(batch), keys_, 0, INT_MAX);
+      return taken;
+    }
+  }
+
+ private:
+  [[nodiscard]] __device__ __forceinline__ bool is_old(int batch, int older) const {
+    return first_key_ + min((batch + 1) * B::stride * loads, keys_) <= older;
+  }
+  [[nodiscard]] __device__ __forceinline__ int key_of(int batch, int u) const {
+    return min(first_key(batch) + u * B::stride, keys_ - 1) + first_key_;
+  }
+  [[nodiscard]] __device__ __forceinline__ std::byte* place(int stage, int u) const {
+    return memory_ + stage * kStage + (u * threads + threadIdx.x) * sizeof(Packed<bits>);
+  }
+  [[nodiscard]] __device__ __forceinline__ std::byte* scale_place(int stage, int u) const {
+    return memory_ + stage * kStage + threads * loads * sizeof(Packed<bits>) +
+           (u * threads + threadIdx.x) * 4;
+  }
+  // Starts the next batch, if there is one.
+  __device__ __forceinline__ void start() {
+    if (started_ < 2 * batches_) {
+      const int what = started_ < batches_ ? 0 : 1;
+      const int batch = started_ - what * batches_;
+#pragma unroll
+      for (int u = 0; u < loads; ++u) {
+        const int key = key_of(batch, u);
+        const PageView<dim, bits> page(a_.cache, pages_[key / kPageTokens], a_.heads.kv_heads, kv_head_);
+        const std::byte* from = page.at(what, key % kPageTokens, threadIdx.x % B::lanes);
+        if constexpr (bits == 16) {
+          copy_16(place(started_ % kDepth, u), from);
+        } else {
+          copy_small<8>(place(started_ % kDepth, u), from);
+          copy_small<4>(scale_place(started_ % kDepth, u), page.scales(what, key % kPageTokens / 2 * 2));
+        }
+      }
+    }
+    end_copies();
+    ++started_;
+  }
+  [[nodiscard]] __device__ __forceinline__ B staged(int what, int batch) const {
+    const int stage = (what * batches_ + batch) % kDepth;
+    B taken;
+#pragma unroll
+    for (int u = 0; u < loads; ++u) {
+      taken.values[u] = *reinterpret_cast<const Packed<bits>*>(place(stage, u));
+      taken.scale[u] = 1;
+      if constexpr (bits == 8) {
+        const auto* two = reinterpret_cast<const __half*>(scale_place(stage, u));
+        taken.scale[u] = __half2float(two[key_of(batch, u) % 2]);
+      }
+    }
+    return taken;
+  }
+
+  const RowAttentionArgs& a_;
+  const uint32_t* pages_;
+  int kv_head_, first_key_, keys_, batches_;
+  std::byte* memory_;
+  int started_ = 0;
+  B first_[kAsync ? 1 : 2];
+};
+
 template <int dim, int bits, int G, int threads>
-__device__ __forceinline__ void score_keys(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
-                                           int heads, const float* q, int first_key, int keys,
-                                           Batch<dim, bits, kLoads<G>, threads>& k, float* scores) {
+__device__ __forceinline__ void score_keys(int heads, const float* q, int keys,
+                                           KvStream<dim, bits, kLoads<G>, threads>& stream, float* scores) {
   using B = Batch<dim, bits, kLoads<G>, threads>;
-  constexpr int at_once = kWarp / B::lanes;
   const int lane = threadIdx.x % B::lanes;
-  const int own = threadIdx.x / B::lanes;
   float query[G][kElements];
 #pragma unroll
-  for (int h = 0; h < G; ++h) {
-    const auto* at = reinterpret_cast<const float4*>(q + min(h, heads - 1) * dim + lane * kElements);
-    const float4 low = __ldcg(at);
-    const float4 high = __ldcg(at + 1);
-    const float all[kElements] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) query[h][i] = all[i];
-  }
-  // Lanes of a warp stay together: shuffles need them.
-  for (int begin = own; begin - own % at_once < keys; begin += B::stride * B::kUnroll) {
-    if (begin != own) k.load(a, pages, kv_head, 0, first_key, begin, keys, 0, INT_MAX);
+  for (int h = 0; h < G; ++h) load_query<dim>(q + min(h, heads - 1) * dim, query[h]);
+#pragma unroll 1
+  for (int batch = 0; batch < stream.batches(); ++batch) {
+    const B k = stream.take(0, batch);
 #pragma unroll
     for (int u = 0; u < B::kUnroll; ++u) {
       float values[kElements];
@@ -88,7 +196,7 @@ __device__ __forceinline__ void score_keys(const RowAttentionArgs& a, const uint
         for (int o = B::lanes / 2; o > 0; o /= 2) sum += __shfl_xor_sync(kFullMask, sum, o);
         if (lane == h) score = sum;
       }
-      const int key = begin + u * B::stride;
+      const int key = stream.first_key(batch) + u * B::stride;
       if (lane < heads && key < keys) scores[key * kHeads + lane] = score * k.scale[u];
     }
   }
@@ -120,22 +228,21 @@ __device__ void soften(int heads, int keys, float* scores, float* maximum, float
 
 // Sums of weighted values, into `sums` [kWarps][heads][dim] of shared memory.
 template <int dim, int bits, int G, int threads>
-__device__ __forceinline__ void sum_values(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
-                                           int heads, int first_key, int keys,
-                                           Batch<dim, bits, kLoads<G>, threads>& v, const float* weights,
-                                           float* sums) {
+__device__ __forceinline__ void sum_values(int heads, int keys,
+                                           KvStream<dim, bits, kLoads<G>, threads>& stream,
+                                           const float* weights, float* sums) {
   using B = Batch<dim, bits, kLoads<G>, threads>;
   constexpr int lanes = B::lanes;
   const int lane = threadIdx.x % lanes;
-  const int own = threadIdx.x / lanes;
   constexpr int stands_for = kThreads / threads;
   static_assert(B::kUnroll % stands_for == 0);
   float total[stands_for][G][kElements] = {};
-  for (int begin = own; begin < keys; begin += B::stride * B::kUnroll) {
-    if (begin != own) v.load(a, pages, kv_head, 1, first_key, begin, keys, 0, INT_MAX);
+#pragma unroll 1
+  for (int batch = 0; batch < stream.batches(); ++batch) {
+    const B v = stream.take(1, batch);
 #pragma unroll
     for (int u = 0; u < B::kUnroll; ++u) {
-      const int key = begin + u * B::stride;
+      const int key = stream.first_key(batch) + u * B::stride;
       if (key >= keys) break;
       float values[kElements];
       unpack(v.values[u], values);
@@ -169,30 +276,75 @@ __device__ __forceinline__ void sum_values(const RowAttentionArgs& a, const uint
   __syncthreads();
 }
 
-// Merges the parts of the block's heads, in their order.
-template <int threads>
-__device__ void merge(const RowAttentionArgs& a, int row, int first_head, int heads, int dim, int splits) {
-  for (int i = threadIdx.x; i < heads * dim; i += threads) {
-    const int head = first_head + i / dim;
-    const int64_t at = (int64_t(row) * a.heads.q_heads + head) * kMaxSplits;
+// Merges the parts of the block's heads; `memory` holds a float4 for every thread.
+template <int threads, int G>
+__device__ void merge(const RowAttentionArgs& a, int row, int first_head, int heads, int dim, int splits,
+                      Shared<G>& shared, float4* memory) {
+  const int64_t first = (int64_t(row) * a.heads.q_heads + first_head) * kMaxSplits;
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  if (warp < heads) {
+    constexpr int kEach = kMaxSplits / kWarp;
+    float2 part[kEach];  // maximum, denominator
     float max = -INFINITY;
-    for (int s = 0; s < splits; ++s) max = fmaxf(max, __ldcg(a.part_scalars + (at + s) * 2));
-    float sum = 0;
-    float denominator = 0;
-    for (int s = 0; s < splits; ++s) {
-      const float factor = __expf(__ldcg(a.part_scalars + (at + s) * 2) - max);
-      denominator += factor * __ldcg(a.part_scalars + (at + s) * 2 + 1);
-      sum += factor * __ldcg(a.part_sums + (at + s) * dim + i % dim);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int s = lane + i * kWarp;
+      part[i] = {-INFINITY, 0};
+      if (s < splits)
+        part[i] = __ldcg(reinterpret_cast<const float2*>(a.part_scalars) + first + warp * kMaxSplits + s);
+      max = fmaxf(max, part[i].x);
     }
-    __half* out = reinterpret_cast<__half*>(a.out) + row * a.out_stride + head * dim;
-    out[a.lane_order ? lane_place(i % dim) : i % dim] = __float2half_rn(sum / denominator);
+    max = warp_max(max);
+    float denominator = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const float factor = __expf(part[i].x - max);
+      shared.factors[warp][lane + i * kWarp] = factor;
+      denominator += factor * part[i].y;
+    }
+    denominator = warp_sum(denominator);
+    if (lane == 0) shared.denominator[warp] = denominator;
   }
+  __syncthreads();
+  // Several threads share four elements: each has some of the parts.
+  const int quads = heads * dim / 4;
+  const int sharers = min(threads / quads, 4);
+  const int quad = threadIdx.x % quads;
+  const int share = threadIdx.x / quads;
+  const int head = quad * 4 / dim;
+  if (share < sharers) {
+    const auto* sums =
+        reinterpret_cast<const float4*>(a.part_sums + (first + head * kMaxSplits) * dim) + quad % (dim / 4);
+    float4 sum = {};
+#pragma unroll 8
+    for (int s = share; s < splits; s += sharers) {
+      const float4 v = __ldcg(sums + int64_t(s) * (dim / 4));
+      const float factor = shared.factors[head][s];
+      sum = {sum.x + factor * v.x, sum.y + factor * v.y, sum.z + factor * v.z, sum.w + factor * v.w};
+    }
+    memory[threadIdx.x] = sum;
+  }
+  __syncthreads();
+  if (share > 0) return;
+  float4 sum = memory[quad];
+  for (int i = 1; i < sharers; ++i) {
+    const float4 v = memory[quad + i * quads];
+    sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+  }
+  const float scale = 1.0F / shared.denominator[head];
+  const int d = quad * 4 % dim;
+  __half* out = reinterpret_cast<__half*>(a.out) + row * a.out_stride + (first_head + head) * dim;
+  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    out[a.lane_order ? lane_place(d + i) : d + i] = __float2half_rn(values[i] * scale);
 }
 
 template <int dim, int bits, int G, int threads>
 __global__ void __launch_bounds__(threads, kThreads / threads)
     attend_rows_kernel(const __grid_constant__ RowAttentionArgs a) {
-  extern __shared__ float shared_floats[];
+  extern __shared__ uint4 shared_memory[];
   __shared__ Shared<G> shared;
   // The inputs of the step, and all keys and values but this step's, are older than the previous kernel.
   const int row = blockIdx.z;
@@ -215,23 +367,22 @@ __global__ void __launch_bounds__(threads, kThreads / threads)
   const int keys = min(per_split, length - first_key);
   const float* q = a.q + (int64_t(row) * a.heads.q_heads + first_head) * dim;
   const uint32_t* pages = a.cache.pages + info.page_offset;
-  float* scores = shared_floats;
-  const int own = threadIdx.x / Batch<dim, bits, kLoads<G>, threads>::lanes;
-  Batch<dim, bits, kLoads<G>, threads> k, v;
-  k.load(a, pages, kv_head, 0, first_key, own, keys, 0, info.older);
-  v.load(a, pages, kv_head, 1, first_key, own, keys, 0, info.older);
+  using Stream = KvStream<dim, bits, kLoads<G>, threads>;
+  auto* memory = reinterpret_cast<std::byte*>(shared_memory);
+  auto* scores = reinterpret_cast<float*>(memory + (kAsync ? Stream::kDepth * Stream::kStage : 0));
+  Stream stream(a, pages, kv_head, first_key, keys, memory);
+  stream.begin(info.older);
+  if (kAsync) let_next_start();  // its weights come meanwhile; it waits for this kernel's end
   wait_for_previous();
-  let_next_start();
-  k.load(a, pages, kv_head, 0, first_key, own, keys, info.older, INT_MAX);
-  v.load(a, pages, kv_head, 1, first_key, own, keys, info.older, INT_MAX);
+  stream.go_on(info.older);
 
-  score_keys<dim, bits, G, threads>(a, pages, kv_head, heads, q, first_key, keys, k, scores);
+  score_keys<dim, bits, G, threads>(heads, q, keys, stream, scores);
   if (a.cache.key_bias.pairs > 0) {
     add_key_bias<dim, threads, kHeads>(a, kv_head, heads, q, first_key, keys, shared.q_bias, scores);
   }
   soften(heads, keys, scores, shared.maximum, shared.denominator);
-  float* sums = shared_floats;
-  sum_values<dim, bits, G, threads>(a, pages, kv_head, heads, first_key, keys, v, scores, sums);
+  auto* sums = reinterpret_cast<float*>(memory);  // over all of it
+  sum_values<dim, bits, G, threads>(heads, keys, stream, scores, sums);
 
   for (int i = threadIdx.x; i < heads * dim; i += threads) {
     float sum = 0;
@@ -257,7 +408,7 @@ __global__ void __launch_bounds__(threads, kThreads / threads)
   __syncthreads();
   if (!shared.last) return;
   __threadfence();
-  merge<threads>(a, row, first_head, heads, dim, splits);
+  merge<threads>(a, row, first_head, heads, dim, splits, shared, reinterpret_cast<float4*>(shared_memory));
   if (threadIdx.x == 0) *arrived = 0;
 }
 
@@ -265,11 +416,14 @@ template <int dim, int bits, int G, int threads>
 void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
   const int group = a.heads.group();
   const int blocks_a_head = (group + G - 1) / G;
-  const size_t scores = sizeof(float) * a.max_split_keys * kHeads;
+  constexpr auto kernel = attend_rows_kernel<dim, bits, G, threads>;
+  using Stream = KvStream<dim, bits, kLoads<G>, threads>;
+  static const bool async = compiled_for(kernel) >= 80;
+  const size_t scores =
+      sizeof(float) * a.max_split_keys * kHeads + (async ? Stream::kDepth * Stream::kStage : 0);
   const size_t sums = sizeof(float) * kWarps * (group < G ? group : G) * dim;
-  launch<attend_rows_kernel<dim, bits, G, threads>>(
-      dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows), threads, scores > sums ? scores : sums,
-      stream, a);
+  launch<kernel>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows), threads,
+                 scores > sums ? scores : sums, stream, a);
 }
 
 template <int dim, int bits>
@@ -288,8 +442,8 @@ void attend_group(const RowAttentionArgs& a, cudaStream_t stream) {
 
 // One warp a row and head: K of all KV heads, then V.
 __global__ void store_kv_kernel(const __grid_constant__ StoreKvArgs a) {
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   const int dim = a.heads.head_dim;
   const int row = blockIdx.x;
   const int head = threadIdx.x / kWarp;

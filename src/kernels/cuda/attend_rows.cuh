@@ -50,16 +50,32 @@ struct PageView {
   __device__ PageView(const KvCache& cache, uint32_t page, int kv_heads, int kv_head)
       : base(cache.data + (int64_t(page) * kv_heads + kv_head) * kv_page_bytes(bits, dim)) {}
   // Elements [8 lane, 8 lane + 8) of a key (what = 0) or value (1).
+  __device__ const std::byte* at(int what, int slot, int lane) const {
+    return base + ((what * kPageTokens + slot) * dim + lane * kElements) * (bits / 8);
+  }
   __device__ Packed<bits> load(int what, int slot, int lane) const {
-    return *reinterpret_cast<const Packed<bits>*>(
-        base + ((what * kPageTokens + slot) * dim + lane * kElements) * (bits / 8));
+    return *reinterpret_cast<const Packed<bits>*>(at(what, slot, lane));
+  }
+  // Of 8 bits.
+  __device__ const __half* scales(int what, int slot) const {
+    return reinterpret_cast<const __half*>(base + 2 * kPageTokens * dim) + what * kPageTokens + slot;
   }
   __device__ float scale(int what, int slot) const {
     if constexpr (bits == 16) return 1.0F;
-    return __half2float(
-        reinterpret_cast<const __half*>(base + 2 * kPageTokens * dim)[what * kPageTokens + slot]);
+    return __half2float(*scales(what, slot));
   }
 };
+
+// The query's elements of this lane.
+template <int dim>
+__device__ __forceinline__ void load_query(const float* q, float (&query)[kElements]) {
+  const auto* at = reinterpret_cast<const float4*>(q + threadIdx.x % (dim / kElements) * kElements);
+  const float4 low = __ldcg(at);
+  const float4 high = __ldcg(at + 1);
+  const float all[kElements] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) query[i] = all[i];
+}
 
 // What the key bias that is kept out of the cache adds to the scores: it rotates with the key's position.
 template <int dim, int threads, int stride>

@@ -59,17 +59,6 @@ __device__ __forceinline__ float staged_row(const std::byte* memory, int what, i
   return __half2float(reinterpret_cast<const __half*>(memory + M::kScales)[what * kMaxKeys + key]);
 }
 
-// The query's elements of this lane.
-template <int dim>
-__device__ __forceinline__ void load_query(const float* q, float (&query)[kElements]) {
-  const auto* at = reinterpret_cast<const float4*>(q + threadIdx.x % (dim / kElements) * kElements);
-  const float4 low = __ldcg(at);
-  const float4 high = __ldcg(at + 1);
-  const float all[kElements] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-  for (int i = 0; i < kElements; ++i) query[i] = all[i];
-}
-
 template <int dim, int bits>
 __device__ __forceinline__ void score_staged(const float (&query)[kElements], int keys,
                                              const std::byte* memory, float* scores) {

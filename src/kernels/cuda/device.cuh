@@ -61,7 +61,21 @@ __device__ __forceinline__ __half2 as_half2(uint32_t bits) {
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-// Copies that go on while the block works, where the card has them.
+// Whether the chip has copies into shared memory that go on while the block works.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool kAsync = true;
+#else
+constexpr bool kAsync = false;
+#endif
+// 4 or 8 bytes of one.
+template <int bytes>
+__device__ __forceinline__ void copy_small(void* to, const void* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(bytes)
+               : "memory");
+#endif
+}
+// 16 bytes, at once where there are none.
 __device__ __forceinline__ void copy_16(void* to, const void* from) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");

@@ -332,8 +332,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
     }
     x = xs + 8 * t;
   } else {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     for (int m = threadIdx.x; m < kMaxRows; m += blockDim.x) {
       factors[m] = a.input.row_max != nullptr && m < a.rows
                        ? half_scale(__uint_as_float(__ldcg(a.input.row_max + m)))

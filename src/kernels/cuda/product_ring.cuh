@@ -14,11 +14,6 @@ struct LaneChunk {
 // Chunks on their way to a warp. From Ampere on they wait in shared memory, where each lane finds the codes
 // that it copied itself; on Turing in registers, whose places the loop must name.
 constexpr int kRegisterDepth = 3;
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-constexpr bool kAsync = true;
-#else
-constexpr bool kAsync = false;
-#endif
 constexpr int kPlaces = kAsync ? 1 : kRegisterDepth;  // that the loop names
 
 // Codes, and scales of the coarse forms.

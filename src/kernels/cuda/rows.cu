@@ -41,8 +41,8 @@ __global__ void embed_kernel(const __grid_constant__ EmbedArgs a) {
 __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
   __shared__ float scratch[64];
   __shared__ float factor[1];
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   const int row = blockIdx.x;
   ProductInput in;
   in.hidden = a.hidden;
@@ -74,8 +74,8 @@ __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
 }
 
 __global__ void scale_to_half_kernel(const __grid_constant__ ScaleToHalfArgs a) {
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   const int row = blockIdx.y;
   const float down = 1.0F / half_scale(__uint_as_float(__ldcg(a.row_max + row)));
   const float* values = a.values + int64_t(row) * a.cols;
@@ -89,8 +89,8 @@ __global__ void scale_to_half_kernel(const __grid_constant__ ScaleToHalfArgs a) 
 
 __global__ void permute_half_kernel(int cols, int64_t stride, const int32_t* order, const uint16_t* x,
                                     uint16_t* out) {
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   const int64_t row = blockIdx.x;
   for (int k = threadIdx.x; k < stride; k += blockDim.x)
     out[row * stride + lane_place(k)] = k < cols ? __ldcg(x + row * stride + order[k]) : uint16_t{0};
