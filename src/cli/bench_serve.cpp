@@ -1,7 +1,7 @@
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
-#include <map>
 
 #include "base/interrupt.h"
 #include "base/machine.h"
@@ -146,16 +146,22 @@ class Bench {
     return run_load_test(options, target_, *tokenizer_, chat_, hooks, std::move(earlier));
   }
 
+  [[nodiscard]] Measured measured(const LoadTestOptions& options) const {
+    Measured out{options, target_.model, std::string(name_of(target_.dialect.kind))};
+    if (flags_.model.model.empty()) return out;
+    json::object served = to_json(flags_.model);
+    served["policy"] = flags_.policy;
+    served["max_queue_requests"] = flags_.max_queue_requests;
+    out.service = std::move(served);
+    return out;
+  }
+
   // The result's JSON; its requests' lines are written beside the output.
   Result<json::object> keep(const LoadTestOptions& options, const LoadTestResult& result,
                             const std::string& step) {
     json::object root = to_json(options, result);
-    if (!flags_.model.model.empty()) {
-      json::object served = to_json(flags_.model);
-      served["policy"] = flags_.policy;
-      served["max_queue_requests"] = flags_.max_queue_requests;
-      root["service"] = std::move(served);
-    }
+    const Measured what = measured(options);
+    if (what.service.is_object()) root["service"] = what.service;
     if (flags_.output.empty()) return root;
     const auto path = requests_path(flags_.output, step);
     QWEN2_CHECK(write_file(path, requests_jsonl(result)));
@@ -166,7 +172,7 @@ class Bench {
   Status run_one() {
     std::optional<LoadTestResult> earlier;
     if (!flags_.resume.empty()) {
-      QWEN2_TRY(earlier, read_earlier(flags_.resume, flags_.test));
+      QWEN2_TRY(earlier, read_earlier(flags_.resume, measured(flags_.test)));
     }
     QWEN2_TRY(const LoadTestResult result, test(flags_.test, std::move(earlier)));
     std::fputs(format_table(flags_.test, result).c_str(), stdout);
@@ -198,16 +204,18 @@ class Bench {
         return fail(ErrorKind::kFormat, "--resume '{}': a step has no 'load' or no 'interrupted'",
                     flags_.resume);
       }
-      if (*part == json::value(false)) earlier_steps_[load->to_number<double>(code)] = *step;
+      if (*part == json::value(false)) earlier_steps_.push_back({load->to_number<double>(code), *step});
     }
     return {};
   }
 
   Result<LoadStep> run_step(LoadAxis axis, double load, size_t step) {
-    const LoadTestOptions options = at_load(flags_.test, axis, load, step);
-    if (const auto found = earlier_steps_.find(load); found != earlier_steps_.end()) {
-      QWEN2_CHECK(check_same_parameters(found->second, options, flags_.resume));
-      return LoadStep{load, found->second};
+    const LoadTestOptions options = at_load(flags_.test, axis, load, step, !flags_.search.empty());
+    for (const LoadStep& earlier : earlier_steps_) {
+      // A load may have been written with a digit less.
+      if (std::abs(earlier.load - load) > 1e-9 * load) continue;
+      QWEN2_CHECK(check_same(earlier.result, measured(options), flags_.resume));
+      return earlier;
     }
     fmt::print("step {}: {} {}\n", step + 1, name_of(axis), load);
     std::fflush(stdout);
@@ -222,6 +230,7 @@ class Bench {
     std::fputs(format_table(result).c_str(), stdout);
     if (!flags_.output.empty())
       QWEN2_CHECK(write_result(flags_.output, to_json(result), flags_.model.model, flags_.test.seed));
+    if (result.failed) return std::unexpected(*result.failed);
     return result.interrupted ? interruption() : Status();
   }
 
@@ -250,7 +259,7 @@ class Bench {
   ChatTemplate chat_;
   std::optional<Subprocess> service_;
   Target target_;
-  std::map<double, json::object> earlier_steps_;
+  std::vector<LoadStep> earlier_steps_;
 };
 
 Status bench_serve(BenchServeFlags& flags) {

@@ -93,7 +93,14 @@ json::object to_json(const ModelFlags& flags) {
           {"kv", flags.kv},
           {"key_bias", flags.key_bias},
           {"activations", flags.activations},
-          {"isa", flags.isa}};
+          {"isa", flags.isa},
+          {"device", flags.device},
+          {"memory_budget", flags.memory_budget},
+          {"max_model_len", flags.limits.max_model_len},
+          {"max_num_seqs", flags.limits.max_num_seqs},
+          {"prefill_chunk",
+           flags.prefill_chunk ? boost::json::value(*flags.prefill_chunk) : boost::json::value(nullptr)},
+          {"max_batch_tokens", flags.limits.max_batch_tokens}};
 }
 
 Result<CpuOptions> cpu_options_of(const ModelFlags& flags) {

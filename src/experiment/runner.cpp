@@ -12,6 +12,7 @@
 #include "experiment/differences.h"
 #include "experiment/environment.h"
 #include "model/memory_plan.h"
+#include "tokenizer/utf8.h"
 
 namespace qwen2 {
 namespace {
@@ -267,7 +268,7 @@ class Run {
     if (ended.how == Ended::How::kTimeout) return fmt::format("it took more than {} seconds", timeout);
     const auto text = read_text_file(log);
     const std::string line = text ? error_line(*text, refused, ended.status) : "";
-    return line.empty() ? fmt::format("exit status {}", ended.status) : line;
+    return line.empty() ? fmt::format("exit status {}", ended.status) : valid_utf8(line);
   }
 
   // What came of it, from the exit status, the log and the result.

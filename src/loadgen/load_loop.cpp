@@ -82,9 +82,11 @@ class Loop {
   }
 
   asio::awaitable<void> dispatch() {
-    const double first = planned_[todo_[0]].offset;
+    // Requests come as long after the one before them as planned: what a resumed run has done already leaves
+    // no pause.
+    double scheduled = start_;
     for (size_t i = 0; i < todo_.size(); ++i) {
-      const double scheduled = start_ + planned_[todo_[i]].offset - first;
+      if (i > 0) scheduled += planned_[todo_[i]].offset - planned_[todo_[i] - 1].offset;
       if (scheduled > now_seconds()) co_await wait_until(scheduled);
       asio::co_spawn(io_, send(i, scheduled), asio::detached);
     }

@@ -70,6 +70,8 @@ std::string Objective::text() const {
 }
 
 bool is_good(const RequestRecord& record, const Objective& objective) {
+  // Without a token there was no first one in time.
+  if (objective.ttft && !ttft_of(record)) return false;
   return record.failure.empty() && within_limit(ttft_of(record), objective.ttft) &&
          within_limit(tpot_of(record), objective.tpot) && within_limit(e2el_of(record), objective.e2el);
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "loadgen/measures.h"
+#include "tokenizer/utf8.h"
 
 namespace qwen2 {
 namespace {
@@ -104,14 +105,15 @@ void add_details(json::object& root, const LoadTestResult& r) {
   for (const RequestRecord& record : r.records) {
     const bool good = record.failure.empty();
     inputs.emplace_back(std::max<int64_t>(0, record.prompt_tokens));
-    outputs.emplace_back(good ? record.completion_tokens : 0);
+    outputs.emplace_back(good ? std::max<int64_t>(0, record.completion_tokens) : 0);
     ttfts.emplace_back(micro(ttft_of(record).value_or(0)));
     json::array gaps;
     for (size_t i = 1; good && i < record.content_times.size(); ++i)
       gaps.emplace_back(micro(record.content_times[i] - record.content_times[i - 1]));
     itls.emplace_back(std::move(gaps));
-    texts.emplace_back(record.text);
-    errors.emplace_back(good ? std::string() : record.failure + ": " + record.detail);
+    // What a server sends need not be text.
+    texts.emplace_back(valid_utf8(record.text));
+    errors.emplace_back(good ? std::string() : record.failure + ": " + valid_utf8(record.detail));
   }
   root["input_lens"] = std::move(inputs);
   root["output_lens"] = std::move(outputs);
@@ -151,7 +153,7 @@ json::object record_json(const RequestRecord& r) {
   out["end"] = micro(r.end);
   out["status"] = r.status;
   out["failure"] = r.failure.empty() ? json::value(nullptr) : json::value(r.failure);
-  if (!r.detail.empty()) out["detail"] = r.detail;
+  if (!r.detail.empty()) out["detail"] = valid_utf8(r.detail);
   out["prompt_tokens"] = r.prompt_tokens;
   out["completion_tokens"] = r.completion_tokens;
   if (r.queue_seconds >= 0) out["queue_seconds"] = r.queue_seconds;

@@ -18,13 +18,19 @@ std::string requests_jsonl(const LoadTestResult& result);
 // "F.requests.jsonl" beside "F.json"; "F.STEP.requests.jsonl" where `step` is not empty.
 std::filesystem::path requests_path(const std::filesystem::path& output, const std::string& step = {});
 
-// What the files of an interrupted run have kept. Its parameters must be those of `options`; the error names
-// the one that is not, or the file and the line.
-Result<LoadTestResult> read_earlier(const std::filesystem::path& output, const LoadTestOptions& options);
+// What a test measures: its own options, and the service as its result file names it.
+struct Measured {
+  LoadTestOptions options;
+  std::string model;             // "model_id"
+  std::string backend;           // "backend"
+  boost::json::value service{};  // "service": the flags of one that the test started; else null
+};
 
-// `result`, which `file` holds, was measured with the parameters of `options`; the error names the one that
-// differs.
-Status check_same_parameters(const boost::json::object& result, const LoadTestOptions& options,
-                             const std::string& file);
+// What the files of an interrupted run have kept. It must have measured the same; the error names what
+// differs, or the file and the line.
+Result<LoadTestResult> read_earlier(const std::filesystem::path& output, const Measured& measured);
+
+// `result`, which `file` holds, measured the same; the error names what differs.
+Status check_same(const boost::json::object& result, const Measured& measured, const std::string& file);
 
 }  // namespace qwen2

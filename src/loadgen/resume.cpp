@@ -116,20 +116,32 @@ Result<std::vector<RequestRecord>> read_records(std::string_view text, int64_t p
   return records;
 }
 
-// The interrupted run must have asked for the same thing.
-Status check_parameters(const json::object& root, const LoadTestOptions& options) {
+Status check_field(const json::object& before, std::string_view name, const json::value& now) {
+  const json::value* other = before.if_contains(name);
+  const json::value there = other == nullptr ? json::value(nullptr) : *other;
+  if (json::serialize(there) == json::serialize(now)) return {};
+  return fail(ErrorKind::kInvalidArgument, "was run with another '{}' ({} there, {} here)", name,
+              json::serialize(there), json::serialize(now));
+}
+
+// The interrupted run must have asked for the same thing, of the same service.
+Status check_measured(const json::object& root, const Measured& measured) {
   const json::value* before = root.if_contains("parameters");
   if (before == nullptr || !before->is_object())
     return fail(ErrorKind::kFormat, "has no \"parameters\": not a result of bench serve");
   // The port of a service that was started for the test differs, and how often it was looked at does not
   // matter.
-  for (const auto& [name, value] : parameters_json(options)) {
+  for (const auto& [name, value] : parameters_json(measured.options)) {
     if (name == "url" || name == "sample_interval") continue;
-    const json::value* other = before->get_object().if_contains(name);
-    if (other != nullptr && json::serialize(*other) == json::serialize(value)) continue;
-    return fail(ErrorKind::kInvalidArgument, "was run with another '{}' ({} there, {} here)",
-                std::string(name), other == nullptr ? "none" : json::serialize(*other),
-                json::serialize(value));
+    QWEN2_CHECK(check_field(before->get_object(), name, value));
+  }
+  QWEN2_CHECK(check_field(root, "model_id", json::value(measured.model)));
+  QWEN2_CHECK(check_field(root, "backend", json::value(measured.backend)));
+  if (!measured.service.is_object()) return {};
+  const json::value* service = root.if_contains("service");
+  for (const auto& [name, value] : measured.service.get_object()) {
+    QWEN2_CHECK(check_field(
+        service != nullptr && service->is_object() ? service->get_object() : json::object(), name, value));
   }
   return {};
 }
@@ -163,10 +175,10 @@ void read_timeline(const json::array& timeline, LoadTestResult& result) {
   }
 }
 
-Result<LoadTestResult> read_both(const std::filesystem::path& output, const LoadTestOptions& options) {
+Result<LoadTestResult> read_both(const std::filesystem::path& output, const Measured& measured) {
   QWEN2_TRY(const std::string text, read_text_file(output, size_t{2} << 30));
   QWEN2_TRY(const json::object root, parse_object(text));
-  QWEN2_CHECK(check_parameters(root, options));
+  QWEN2_CHECK(check_measured(root, measured));
   Reader reader(root);
   LoadTestResult result;
   result.date = reader.text("date");
@@ -188,14 +200,13 @@ Result<LoadTestResult> read_both(const std::filesystem::path& output, const Load
 
 }  // namespace
 
-Status check_same_parameters(const json::object& result, const LoadTestOptions& options,
-                             const std::string& file) {
-  const Status same = check_parameters(result, options);
+Status check_same(const json::object& result, const Measured& measured, const std::string& file) {
+  const Status same = check_measured(result, measured);
   return same ? same : Status(within(fmt::format("--resume '{}'", file), same.error()));
 }
 
-Result<LoadTestResult> read_earlier(const std::filesystem::path& output, const LoadTestOptions& options) {
-  auto result = read_both(output, options);
+Result<LoadTestResult> read_earlier(const std::filesystem::path& output, const Measured& measured) {
+  auto result = read_both(output, measured);
   if (!result) return within(fmt::format("--resume '{}'", output.string()), result.error());
   return result;
 }

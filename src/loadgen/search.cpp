@@ -29,8 +29,11 @@ double failed_share(const LoadStep& step) {
   return all > 0 ? failed / all : 1;
 }
 
-bool meets(const LoadStep& step, const Objective& objective) {
-  return number(step, "slo_attained") * 100 >= objective.percent;
+// A rate that the server does not keep up with is not met: the queue would grow until the objective is
+// missed.
+bool meets(LoadAxis axis, const LoadStep& step, const Objective& objective) {
+  return number(step, "slo_attained") * 100 >= objective.percent &&
+         (axis == LoadAxis::kConcurrency || number(step, "kept_up") >= kMinKeptUp);
 }
 
 const LoadStep& best_of(const std::vector<LoadStep>& steps, size_t count) {
@@ -48,19 +51,30 @@ bool close_enough(LoadAxis axis, double low, double high) {
   return high - low <= (axis == LoadAxis::kRate ? kSearchStep * low : std::max(1.0, kSearchStep * low));
 }
 
+// Runs one step more. False when it was the last: interrupted, or failed after others that are worth keeping.
+Result<bool> take_step(double load, const StepRunner& run, SearchResult& result) {
+  auto step = run(load, result.steps.size());
+  if (!step && result.steps.empty()) return std::unexpected(step.error());
+  if (!step) {
+    result.failed = step.error();
+    return false;
+  }
+  result.interrupted = is_interrupted(*step);
+  result.steps.push_back(std::move(*step));
+  return !result.interrupted;
+}
+
 // Runs steps and keeps what the search has learnt: the highest load that met, the lowest that did not.
 class Bracket {
  public:
   Bracket(SearchResult& result, const Objective& objective, const StepRunner& run)
       : result_(result), objective_(objective), run_(run) {}
 
-  // False when the run was interrupted.
+  // False when nothing more is to be run.
   Result<bool> try_load(double load) {
-    QWEN2_TRY(LoadStep step, run_(load, result_.steps.size()));
-    result_.interrupted = is_interrupted(step);
-    const bool met = meets(step, objective_);
-    result_.steps.push_back(std::move(step));
-    if (result_.interrupted) return false;
+    QWEN2_TRY(const bool goes_on, take_step(load, run_, result_));
+    if (!goes_on) return false;
+    const bool met = meets(result_.axis, result_.steps.back(), objective_);
     if (met) low = std::max(low, load);
     if (!met) high = std::min(high, load);
     return true;
@@ -133,11 +147,16 @@ Result<Ladder> Ladder::parse(std::string_view text) {
   }
 }
 
-LoadTestOptions at_load(const LoadTestOptions& options, LoadAxis axis, double load, size_t step) {
+LoadTestOptions at_load(const LoadTestOptions& options, LoadAxis axis, double load, size_t step,
+                        bool searching) {
   LoadTestOptions out = options;
   out.part = step + 1;
   if (axis == LoadAxis::kRate) {
     out.rate = load;
+    if (searching && (out.requests || out.prompts.empty())) {
+      const auto enough = static_cast<int64_t>(std::ceil(std::min(load * kSearchSeconds, kMostRequests)));
+      out.requests = std::max(out.requests.value_or(kDefaultRequests), enough);
+    }
     return out;
   }
   out.rate.reset();
@@ -176,10 +195,8 @@ Result<SearchResult> run_ladder(const Ladder& ladder, const StepRunner& run) {
   result.axis = ladder.axis;
   std::optional<std::string> reason;
   for (const double load : ladder.loads) {
-    QWEN2_TRY(LoadStep step, run(load, result.steps.size()));
-    result.interrupted = is_interrupted(step);
-    result.steps.push_back(std::move(step));
-    if (result.interrupted) break;
+    QWEN2_TRY(const bool goes_on, take_step(load, run, result));
+    if (!goes_on) break;
     reason = saturation(ladder.axis, result.steps);
     if (reason) break;
   }
@@ -200,8 +217,8 @@ Result<SearchResult> run_search(LoadAxis axis, double first, const Objective& ob
   result.axis = axis;
   Bracket bracket(result, objective, run);
   QWEN2_CHECK(find_bracket(axis, first, bracket));
-  while (!result.interrupted && bracket.has_low() && bracket.has_high() && bracket.low < bracket.high &&
-         !close_enough(axis, bracket.low, bracket.high)) {
+  while (!result.interrupted && !result.failed && bracket.has_low() && bracket.has_high() &&
+         bracket.low < bracket.high && !close_enough(axis, bracket.low, bracket.high)) {
     QWEN2_TRY([[maybe_unused]] const bool goes_on,
               bracket.try_load(between(axis, bracket.low, bracket.high)));
   }
@@ -228,6 +245,7 @@ json::object to_json(const SearchResult& result) {
   return {{"schema", "qwen2-bench-serve-ladder/1"},
           {"axis", name_of(result.axis)},
           {"interrupted", result.interrupted},
+          {"failed", result.failed ? json::value(result.failed->message) : json::value(nullptr)},
           {"verdict", result.verdict},
           {"steps", std::move(steps)}};
 }

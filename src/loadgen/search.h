@@ -26,8 +26,10 @@ struct Ladder {
   static Result<Ladder> parse(std::string_view text);
 };
 
-// The options of one step. Each has prompts of its own, and at least two requests a client.
-LoadTestOptions at_load(const LoadTestOptions& options, LoadAxis axis, double load, size_t step);
+// The options of one step. Each has prompts of its own, and at least two requests a client; of a search over
+// rates, arrivals over kSearchSeconds.
+LoadTestOptions at_load(const LoadTestOptions& options, LoadAxis axis, double load, size_t step,
+                        bool searching = false);
 
 struct LoadStep {
   double load = 0;
@@ -42,6 +44,7 @@ struct SearchResult {
   std::vector<LoadStep> steps;  // in the order in which they ran
   boost::json::object verdict;
   bool interrupted = false;
+  std::optional<Error> failed;  // why a step after the first could not run: the others are kept
 };
 
 // A step saturates the server, and is the last, when
@@ -59,8 +62,11 @@ std::optional<std::string> saturation(LoadAxis axis, const std::vector<LoadStep>
 Result<SearchResult> run_ladder(const Ladder& ladder, const StepRunner& run);
 
 // Doubles the load from `first` (or halves it) until one load meets the objective and one does not, then
-// halves what lies between them until that is kSearchStep of the lower one, or one client.
+// halves what lies between them until that is kSearchStep of the lower one, or one client. A rate must also
+// be one that the server keeps up with ("kept_up" of kMinKeptUp), shown by arrivals over kSearchSeconds.
 constexpr double kSearchStep = 0.05;
+constexpr double kSearchSeconds = 10;
+constexpr double kMostRequests = 1e6;  // of one step for that reason
 constexpr double kMaxConcurrency = 4096;
 constexpr double kMaxRateFactor = 4096;  // of the first rate, up and down
 

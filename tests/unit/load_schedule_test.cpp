@@ -31,12 +31,14 @@ std::vector<PlannedRequest> plan(size_t requests, int64_t tokens, double rate = 
 }
 
 LoopResult run(const test::ScheduleServer& server, const std::vector<PlannedRequest>& planned,
-               LoopOptions options, const LoopHooks& hooks = {}) {
+               LoopOptions options, const LoopHooks& hooks = {}, std::vector<size_t> todo = {}) {
   options.call = {*parse_url(server.url()), {ServerKind::kOpenAi, ApiFlavour::kCompletions, true}, {}, 60};
   options.ignore_eos = true;
-  std::vector<size_t> all(planned.size());
-  std::iota(all.begin(), all.end(), size_t{0});
-  return run_loop(options, planned, all, hooks);
+  if (todo.empty()) {
+    todo.resize(planned.size());
+    std::iota(todo.begin(), todo.end(), size_t{0});
+  }
+  return run_loop(options, planned, todo, hooks);
 }
 
 double tolerance(const LoopResult& result) {
@@ -159,6 +161,18 @@ TEST(KnownSchedule, OpenLoop) {
     EXPECT_NEAR(record.scheduled, planned[static_cast<size_t>(record.index)].offset, 1e-6);
   print_load(result);
   expect_the_schedule(server, schedule, std::move(result), 700, 100);
+}
+
+// Two requests were still on their way when a run was interrupted, and the rest had not begun: what remains
+// comes as far apart as it was to, without the pauses that are done.
+TEST(KnownSchedule, AResumedOpenLoopLeavesOutWhatWasDone) {
+  const test::ScheduleServer server({0.005, 0.005});
+  LoopOptions options;
+  options.open = true;
+  const LoopResult result = run(server, plan(500, 2, 50), options, {}, {3, 40, 497, 498, 499});
+  ASSERT_EQ(result.records.size(), 5U);
+  for (size_t i = 0; i < 5; ++i) EXPECT_NEAR(result.records[i].scheduled, static_cast<double>(i) / 50, 1e-6);
+  EXPECT_LT(result.duration, 5);
 }
 
 // What arrives while a server stands still has waited since its time came, not since the server moved again.

@@ -72,6 +72,20 @@ TEST(Ladder, FailuresSaturateAndAnInterruptionEnds) {
   EXPECT_EQ(result->steps.size(), 1U);
 }
 
+TEST(Ladder, AStepThatCannotRunLeavesTheOthers) {
+  const auto second_fails = [](double load, size_t step) -> Result<LoadStep> {
+    if (step > 0) return fail(ErrorKind::kInvalidArgument, "the file has 3 prompts");
+    return LoadStep{load, {{"completed", 8}, {"failed", 0}, {"output_throughput", load}}};
+  };
+  const auto result = run_ladder(*Ladder::parse("concurrency=1,2,4"), second_fails);
+  ASSERT_TRUE(result);
+  EXPECT_EQ(result->steps.size(), 1U);
+  ASSERT_TRUE(result->failed);
+  EXPECT_EQ(to_json(*result).at("failed"), "the file has 3 prompts");
+  const auto first_fails = [&](double load, size_t) { return second_fails(load, 1); };
+  EXPECT_FALSE(run_ladder(*Ladder::parse("concurrency=1,2"), first_fails));
+}
+
 TEST(Search, FindsTheHighestLoadThatMeets) {
   const Objective objective = *Objective::parse("ttft=1s,p=90");
   for (const double limit : {1.0, 2.0, 5.0, 6.0, 7.0, 40.0, 1000.0}) {
@@ -84,7 +98,7 @@ TEST(Search, FindsTheHighestLoadThatMeets) {
     EXPECT_GE(found + std::max(1.0, found * kSearchStep), limit + (limit <= 20 ? 1 : 0)) << limit;
     EXPECT_LT(loads.size(), 25U);
   }
-  for (const double limit : {0.01, 0.7, 3.3, 900.0}) {
+  for (const double limit : {0.01, 0.7, 3.3, 8.5}) {
     std::vector<double> loads;
     const auto result = run_search(LoadAxis::kRate, 1, objective, server(LoadAxis::kRate, limit, loads));
     const double found = result->verdict.at("highest_load_that_meets").as_double();
@@ -92,6 +106,16 @@ TEST(Search, FindsTheHighestLoadThatMeets) {
     EXPECT_GE(found * (1 + kSearchStep), limit);
     EXPECT_DOUBLE_EQ(result->verdict.at("request_goodput").as_double(), std::min(found, 8.0));
   }
+}
+
+// Good answers while a queue grows: too short a test shows nothing else.
+TEST(Search, ARateMustBeOneThatTheServerKeepsUpWith) {
+  std::vector<double> loads;
+  const auto result =
+      run_search(LoadAxis::kRate, 1, *Objective::parse("ttft=1s,p=90"), server(LoadAxis::kRate, 1e9, loads));
+  const double found = result->verdict.at("highest_load_that_meets").as_double();
+  EXPECT_LE(found * kMinKeptUp, 8.0);
+  EXPECT_GE(found * (1 + kSearchStep) * kMinKeptUp, 8.0);
 }
 
 TEST(Search, SaysWhenNoLoadMeetsOrEveryOneDoes) {
@@ -108,6 +132,17 @@ TEST(Search, SaysWhenNoLoadMeetsOrEveryOneDoes) {
   EXPECT_EQ(loads.back(), kMaxConcurrency);
 }
 
+TEST(Objective, AnAnswerWithoutATokenHasNoFirstOneInTime) {
+  RequestRecord record;
+  record.end = 0.5;
+  EXPECT_TRUE(is_good(record, *Objective::parse("e2el=1s,p=90")));
+  EXPECT_FALSE(is_good(record, *Objective::parse("ttft=1s,p=90")));
+  record.content_times = {0.25};
+  record.first_content = record.last_content = 0.25;
+  EXPECT_TRUE(
+      is_good(record, *Objective::parse("ttft=1s,tpot=1ms,p=90")));  // one token has no time between two
+}
+
 TEST(AtLoad, GivesEveryStepPromptsAndEnoughRequests) {
   LoadTestOptions options;
   options.requests = 10;
@@ -117,6 +152,8 @@ TEST(AtLoad, GivesEveryStepPromptsAndEnoughRequests) {
   EXPECT_NE(high.part, at_load(options, LoadAxis::kConcurrency, 64, 4).part);
   EXPECT_EQ(at_load(options, LoadAxis::kRate, 2.5, 0).rate, 2.5);
   EXPECT_EQ(at_load(options, LoadAxis::kRate, 2.5, 0).requests, 10);
+  EXPECT_EQ(at_load(options, LoadAxis::kRate, 2.5, 0, true).requests, 25);
+  EXPECT_EQ(at_load(options, LoadAxis::kRate, 0.5, 0, true).requests, 10);
 }
 
 class Resume : public testing::Test {
@@ -160,13 +197,14 @@ class Resume : public testing::Test {
   std::filesystem::path folder_;
   LoadTestOptions options_;
   LoadTestResult result_;
+  Measured measured_{options_, "", std::string(name_of(result_.dialect.kind))};
 };
 
 TEST_F(Resume, ReadsWhatWasWritten) {
   EXPECT_EQ(requests_path(file()).filename(), "run.requests.jsonl");
   EXPECT_EQ(requests_path(file(), "step2").filename(), "run.step2.requests.jsonl");
   write();
-  const auto read = read_earlier(file(), options_);
+  const auto read = read_earlier(file(), measured_);
   ASSERT_TRUE(read) << read.error().message;
   EXPECT_EQ(requests_jsonl(*read), requests_jsonl(result_));
   EXPECT_EQ(read->records[1].text, "answer 3");
@@ -176,23 +214,43 @@ TEST_F(Resume, ReadsWhatWasWritten) {
   EXPECT_EQ(read->timeline[0].kv_pages_used, 7);
 }
 
+// An error's body need not be text; the files must be.
+TEST_F(Resume, KeepsWhatIsNoText) {
+  result_.records[0].failure = "http_5xx";
+  result_.records[0].detail = "bad \xff byte";
+  result_.records[1].text = "\xc3";
+  write();
+  const auto read = read_earlier(file(), measured_);
+  ASSERT_TRUE(read) << read.error().message;
+  EXPECT_EQ(read->records[0].detail, "bad \xEF\xBF\xBD byte");
+}
+
 TEST_F(Resume, RefusesAnotherTestAndDamagedFiles) {
   write();
-  LoadTestOptions other = options_;
-  other.seed = 5;
+  Measured other = measured_;
+  other.options.seed = 5;
   EXPECT_NE(read_earlier(file(), other).error().message.find("'seed'"), std::string::npos);
-  EXPECT_NE(read_earlier(folder_ / "none.json", options_).error().message.find("none.json"),
+  other = measured_;
+  other.model = "another";
+  EXPECT_NE(read_earlier(file(), other).error().message.find("'model_id'"), std::string::npos);
+  other = measured_;
+  other.backend = "vllm";
+  EXPECT_NE(read_earlier(file(), other).error().message.find("'backend'"), std::string::npos);
+  other = measured_;
+  other.service = json::object{{"precision", "int4"}};
+  EXPECT_NE(read_earlier(file(), other).error().message.find("'precision'"), std::string::npos);
+  EXPECT_NE(read_earlier(folder_ / "none.json", measured_).error().message.find("none.json"),
             std::string::npos);
   const std::string lines = requests_jsonl(result_);
   for (const std::string& damaged :
        {lines + lines, std::string("{}\n"), std::string("x\n"), lines.substr(0, 40)}) {
     ASSERT_TRUE(write_file(requests_path(file()), damaged));
-    const auto read = read_earlier(file(), options_);
+    const auto read = read_earlier(file(), measured_);
     ASSERT_FALSE(read);
     EXPECT_NE(read.error().message.find("line"), std::string::npos) << read.error().message;
   }
   ASSERT_TRUE(write_file(file(), "[]"));
-  EXPECT_FALSE(read_earlier(file(), options_));
+  EXPECT_FALSE(read_earlier(file(), measured_));
 }
 
 }  // namespace
