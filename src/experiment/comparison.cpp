@@ -145,10 +145,33 @@ Status check_metrics(const CompareOptions& options) {
   return {};
 }
 
+int64_t failed_repeats(const PointSummary& side) {
+  return std::ranges::count_if(side.point->repeats,
+                               [](const Repeat& r) { return r.outcome != Outcome::kOk; });
+}
+
+// Repeats that failed on one side more often than on the other.
+void compare_failures(const std::string& key, const PointSummary& a, const PointSummary& b,
+                      std::vector<Comparison>& comparisons) {
+  const int64_t failed_a = failed_repeats(a);
+  const int64_t failed_b = failed_repeats(b);
+  const auto all_a = static_cast<int64_t>(a.point->repeats.size());
+  const auto all_b = static_cast<int64_t>(b.point->repeats.size());
+  if (failed_a * all_b == failed_b * all_a) return;
+  Comparison c;
+  c.label = key;
+  c.verdict = failed_b * all_a > failed_a * all_b ? Verdict::kWorse : Verdict::kBetter;
+  c.note = fmt::format("{} of {} repeats of a failed, {} of {} of b", failed_a, all_a, failed_b, all_b);
+  comparisons.push_back(std::move(c));
+}
+
 // A point that one side could not measure: a verdict of its own.
 void compare_outcomes(const std::string& key, const PointSummary& a, const PointSummary& b,
                       std::vector<Comparison>& comparisons) {
-  if (a.metrics.empty() == b.metrics.empty()) return;
+  if (a.metrics.empty() == b.metrics.empty()) {
+    if (!a.metrics.empty()) compare_failures(key, a, b, comparisons);
+    return;
+  }
   const PointSummary& without = a.metrics.empty() ? a : b;
   Comparison c;
   c.label = key;

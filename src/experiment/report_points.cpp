@@ -68,10 +68,13 @@ std::string name_without(const Point& point, const std::vector<std::string>& axe
 std::vector<Line> lines_along(const PointList& points, std::string_view axis) {
   const std::vector<std::string> axes = varied_axes(points);
   const std::vector<AxisValue> order = values_of(points, axis);
+  const bool one_grid = std::all_of(points.begin(), points.end(),
+                                    [&](const Point* p) { return p->grid == points.front()->grid; });
   std::vector<Line> lines;
   for (const Point* point : points) {
     if (point->axis(axis) == nullptr) continue;
     std::string name = name_without(*point, axes, axis);
+    if (!one_grid) name = name.empty() ? point->grid : point->grid + ": " + name;
     auto line = std::find_if(lines.begin(), lines.end(), [&](const Line& l) { return l.name == name; });
     if (line == lines.end()) line = lines.insert(lines.end(), Line{std::move(name), {}});
     line->points.push_back(point);

@@ -32,7 +32,8 @@ bool is_numeric(const PointList& points, std::string_view axis);
 // "continuous, concurrency 16": the values of the varied axes but `without`; numbers with their axis' name.
 std::string name_without(const Point& point, const std::vector<std::string>& axes, std::string_view without);
 
-// Points that differ in `axis` alone, in the order of its values; named by what they share.
+// Points of one grid that differ in `axis` alone, in the order of its values; named by what they share, and
+// by their grid where there are several.
 struct Line {
   std::string name;
   PointList points;

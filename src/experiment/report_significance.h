@@ -15,7 +15,9 @@ enum class Verdict { kBetter, kWorse, kDiffers, kNotShown, kNotTestable };
 using Test = std::function<Verdict(const Metric& a, const Metric& b)>;
 
 // Separate where the 95 % intervals of the means do not overlap: for one pair, stricter than a test at 5 %;
-// it is not corrected for the number of pairs. Needs two repeats of each.
+// it is not corrected for the number of pairs. Needs two repeats of each. Means closer together than
+// kLeastShare of them never are.
+constexpr double kLeastShare = 1e-4;
 Verdict separate_intervals(const Metric& a, const Metric& b);
 
 // Two points that differ in one axis alone and are neighbours on it.

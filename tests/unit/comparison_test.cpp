@@ -229,6 +229,19 @@ TEST_F(Directories, APointThatOnlyOneSideCouldMeasureIsAVerdict) {
   EXPECT_TRUE(compare_experiments(b, a, {})->any(Verdict::kBetter));
 }
 
+TEST_F(Directories, ARepeatThatFailedOnOneSideAloneIsAVerdict) {
+  const fs::path a = write("a", manifest(), {{100, 101, 99}});
+  Manifest broken = *read_manifest(write("b", manifest(), {{100, 101, 99}}));
+  broken.points[0].repeats[1].outcome = Outcome::kFailed;
+  ASSERT_TRUE(write_manifest(root_ / "b", broken));
+  const auto worse = compare_experiments(a, root_ / "b", {});
+  ASSERT_TRUE(worse) << worse.error().message;
+  EXPECT_TRUE(worse->any(Verdict::kWorse));
+  EXPECT_NE(format_comparison(*worse, {}).find("0 of 3 repeats of a failed, 1 of 3 of b"), std::string::npos);
+  EXPECT_TRUE(compare_experiments(root_ / "b", a, {})->any(Verdict::kBetter));
+  EXPECT_FALSE(compare_experiments(root_ / "b", root_ / "b", {})->any(Verdict::kWorse));
+}
+
 TEST_F(Directories, WhatDiffersTooMuchIsRefusedUnlessAllowed) {
   const std::vector<std::vector<double>> speeds = {{100, 101, 99}};
   const fs::path a = write("a", manifest(), speeds);

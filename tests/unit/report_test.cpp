@@ -81,6 +81,11 @@ TEST(Significance, IntervalsThatOverlapShowNothing) {
   EXPECT_EQ(separate_intervals(a, metric(7.9, 1, Better::kHigher)), Verdict::kWorse);
   EXPECT_EQ(separate_intervals(metric(10, 1, Better::kLower), metric(7.9, 1, Better::kLower)),
             Verdict::kBetter);
+  // Last bits of what is the same in every repeat.
+  EXPECT_EQ(separate_intervals(metric(10, 0, Better::kLower), metric(10.0005, 0, Better::kLower)),
+            Verdict::kNotShown);
+  EXPECT_EQ(separate_intervals(metric(10, 0, Better::kLower), metric(10.01, 0, Better::kLower)),
+            Verdict::kWorse);
   EXPECT_EQ(separate_intervals(metric(10, 1, Better::kNone), metric(7, 1, Better::kNone)), Verdict::kDiffers);
   EXPECT_EQ(separate_intervals(a, metric(20, 1, Better::kHigher, 1)), Verdict::kNotTestable);
 }
@@ -108,6 +113,28 @@ TEST(Lines, JoinPointsThatDifferInOneAxisAlone) {
   ASSERT_EQ(lines[0].points.size(), 4U);
   EXPECT_EQ(lines[0].points.back()->axis("concurrency")->number, 64);
   EXPECT_EQ(load_axis(groups[0].points), "concurrency");
+}
+
+// A chart over the whole experiment meets several grids with the same axis.
+TEST(Lines, KeepGridsApart) {
+  std::vector<Point> points(4);
+  for (size_t i = 0; i < 4; ++i) {
+    points[i].grid = i < 2 ? "short" : "long";
+    points[i].axes = {{"concurrency", {std::to_string(i % 2 + 1), static_cast<double>(i % 2 + 1)}}};
+    points[i].metrics["output_throughput"] = metric(100, 1, Better::kHigher);
+  }
+  points[3].axes.push_back({"policy", {"serial", kNoValue}});
+  PointList list;
+  for (const Point& point : points) list.push_back(&point);
+  const auto lines = lines_along(list, "concurrency");
+  ASSERT_EQ(lines.size(), 2U);
+  EXPECT_EQ(lines[0].name, "short");
+  EXPECT_EQ(lines[1].name, "long");
+  // Of the points that have the axis of the series.
+  const auto chart = metric_chart(list, {"", "concurrency", "output_throughput", "policy", {}, {}});
+  ASSERT_TRUE(chart);
+  EXPECT_EQ(std::get<plot::XyChart>(chart->body).series.size(), 1U);
+  EXPECT_FALSE(metric_chart(list, {"", "concurrency", "output_throughput", "nothing", {}, {}}));
 }
 
 TEST(Charts, ComeFromWhatWasMeasured) {
