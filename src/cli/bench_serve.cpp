@@ -147,7 +147,7 @@ class Bench {
   }
 
   [[nodiscard]] Measured measured(const LoadTestOptions& options) const {
-    Measured out{options, target_.model, std::string(name_of(target_.dialect.kind))};
+    Measured out{options, target_.model, std::string(name_of(target_.dialect.kind)), nullptr};
     if (flags_.model.model.empty()) return out;
     json::object served = to_json(flags_.model);
     served["policy"] = flags_.policy;

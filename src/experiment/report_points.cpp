@@ -74,7 +74,7 @@ std::vector<Line> lines_along(const PointList& points, std::string_view axis) {
   for (const Point* point : points) {
     if (point->axis(axis) == nullptr) continue;
     std::string name = name_without(*point, axes, axis);
-    if (!one_grid) name = name.empty() ? point->grid : point->grid + ": " + name;
+    if (!one_grid) name = name.empty() ? point->grid : fmt::format("{}: {}", point->grid, name);
     auto line = std::find_if(lines.begin(), lines.end(), [&](const Line& l) { return l.name == name; });
     if (line == lines.end()) line = lines.insert(lines.end(), Line{std::move(name), {}});
     line->points.push_back(point);
@@ -108,7 +108,7 @@ std::string format_with_interval(const Metric& metric, double divisor) {
 
 std::string format_metric(const Metric& metric) {
   const plot::DisplayUnit unit = plot::display_unit(metric.unit, metric.mean);
-  std::string text = format_with_interval(metric, unit.divisor);
+  const std::string text = format_with_interval(metric, unit.divisor);
   return unit.name.empty() ? text : text + " " + unit.name;
 }
 

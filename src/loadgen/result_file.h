@@ -21,9 +21,9 @@ std::filesystem::path requests_path(const std::filesystem::path& output, const s
 // What a test measures: its own options, and the service as its result file names it.
 struct Measured {
   LoadTestOptions options;
-  std::string model;             // "model_id"
-  std::string backend;           // "backend"
-  boost::json::value service{};  // "service": the flags of one that the test started; else null
+  std::string model;           // "model_id"
+  std::string backend;         // "backend"
+  boost::json::value service;  // "service": the flags of one that the test started; else null
 };
 
 // What the files of an interrupted run have kept. It must have measured the same; the error names what

@@ -104,9 +104,10 @@ Result<std::vector<RequestRecord>> read_records(std::string_view text, int64_t p
     auto record = object ? read_record(*object) : Result<RequestRecord>(std::unexpected(object.error()));
     const std::string where = fmt::format("line {}", records.size() + 1);
     if (!record) return within(where, record.error());
-    if (record->index < 0 || record->index >= planned || seen[static_cast<size_t>(record->index)])
+    if (record->index < 0 || record->index >= planned || seen[static_cast<size_t>(record->index)]) {
       return fail(ErrorKind::kFormat, "{}: 'index' {} is out of range or was there before", where,
                   record->index);
+    }
     seen[static_cast<size_t>(record->index)] = true;
     if (records.size() < texts.size() && texts[records.size()].is_string())
       record->text = texts[records.size()].get_string();

@@ -186,7 +186,7 @@ class Resume : public testing::Test {
       result_.records.push_back(record);
     }
   }
-  ~Resume() override { std::filesystem::remove_all(folder_); }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
 
   void write() const {
     ASSERT_TRUE(write_file(file(), json::serialize(to_json(options_, result_))));
@@ -197,7 +197,7 @@ class Resume : public testing::Test {
   std::filesystem::path folder_;
   LoadTestOptions options_;
   LoadTestResult result_;
-  Measured measured_{options_, "", std::string(name_of(result_.dialect.kind))};
+  Measured measured_{options_, "", std::string(name_of(result_.dialect.kind)), nullptr};
 };
 
 TEST_F(Resume, ReadsWhatWasWritten) {

@@ -127,8 +127,15 @@ void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream) {
 }
 
 void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream) {
-  read_all_kernel<<<4 * 132, 512, 0, stream>>>(static_cast<const uint4*>(data),
-                                               static_cast<int64_t>(bytes / 16), out);
+  static const int multiprocessors = [] {
+    int device = 0;
+    int count = 1;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    return count;
+  }();
+  read_all_kernel<<<4 * multiprocessors, 512, 0, stream>>>(static_cast<const uint4*>(data),
+                                                           static_cast<int64_t>(bytes / 16), out);
 }
 
 void permute_half(int rows, int cols, int64_t stride, const int32_t* order, const uint16_t* x, uint16_t* out,
