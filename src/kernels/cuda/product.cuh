@@ -406,13 +406,15 @@ constexpr size_t staged_bytes(MatrixForm form, int64_t row_bytes) {
   return static_cast<size_t>(row_bytes / kChunkBytes * chunk_columns(form)) * sizeof(uint16_t);
 }
 
-// False where a block's memory is too small for `depth`.
+// False where a block's memory is too small for `depth` with so many teams, unless there is no other choice:
+// then the launch fails, and says so.
 template <MatrixForm form, int NT, bool fine, int output, int depth>
-bool run_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
+bool run_product(const ProductArgs& a, int teams, int multiprocessors, bool last_choice,
+                 cudaStream_t stream) {
   constexpr auto kernel = product_kernel<form, NT, fine, output, depth>;
   constexpr bool scaled = form != MatrixForm::kF16 && !fine;
   ProductShape shape{};
-  shape.teams = product_teams(a, multiprocessors);
+  shape.teams = teams;
   shape.chunks_a_part = (a.w.chunks() + a.split - 1) / a.split;
   const int places = (a.w.tiles() + shape.teams - 1) / shape.teams;
   const dim3 blocks(std::min(places, multiprocessors), a.split);
@@ -437,8 +439,9 @@ bool run_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream)
                   (async ? static_cast<size_t>(shape.teams) * kSplitWarps * depth * stage_bytes(scaled) : 0);
   static const int most = most_shared_memory();
   // With a block for every multiprocessor, no two of them may share one.
-  if (NT == 0 && async && shape.rounds > 1) shared = std::max<size_t>(shared, most / 2 + 1024);
-  if (shared + 1024 > static_cast<size_t>(most)) return false;
+  if (NT == 0 && async && a.split == 1 && shape.rounds > 1)
+    shared = std::max<size_t>(shared, most / 2 + 1024);
+  if (!last_choice && shared + 1024 > static_cast<size_t>(most)) return false;
   // Several rows are read from the first-level cache again and again; one row from shared memory.
   launch<kernel, NT == 0 ? Carveout::kShared : Carveout::kCache>(blocks, threads, shared, stream, a, shape);
   return true;
@@ -450,8 +453,10 @@ template <MatrixForm form, bool fine>
 void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
   const auto run = [&]<ProductOutput output, int deep, int shallow>() {
     constexpr int o = static_cast<int>(output);
-    if (!run_product<form, 0, fine, o, deep>(a, multiprocessors, stream))
-      run_product<form, 0, fine, o, shallow>(a, multiprocessors, stream);
+    const int teams = product_teams(a, multiprocessors);
+    if (run_product<form, 0, fine, o, deep>(a, teams, multiprocessors, false, stream)) return;
+    if (run_product<form, 0, fine, o, shallow>(a, teams, multiprocessors, false, stream)) return;
+    run_product<form, 0, fine, o, shallow>(a, 1, multiprocessors, true, stream);
   };
   switch (a.output) {
     case ProductOutput::kQkv:
@@ -467,7 +472,10 @@ void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream)
 template <MatrixForm form, bool fine>
 void product_of(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
   if (a.rows == 1 && a.input.stride == 0) return row_product<form, fine>(a, multiprocessors, stream);
-  const auto run = [&]<int NT>() { run_product<form, NT, fine, kAnyOutput, 6>(a, multiprocessors, stream); };
+  const auto run = [&]<int NT>() {
+    run_product<form, NT, fine, kAnyOutput, 6>(a, product_teams(a, multiprocessors), multiprocessors, true,
+                                               stream);
+  };
   if (a.rows <= 8) return run.template operator()<1>();
   if (a.rows == 16) return run.template operator()<2>();
   if (a.rows == 32) return run.template operator()<4>();
