@@ -42,6 +42,9 @@ Draft synthetic_draft(const LoadTestOptions& o, uint64_t index) {
   return draft;
 }
 
+// Far below what the clock's nanoseconds can count.
+constexpr double kMostSeconds = 1e8;
+
 Result<std::vector<Draft>> trace_drafts(const LoadTestOptions& o, Plan& plan) {
   QWEN2_TRY(const Trace trace, read_trace(o.trace));
   plan.trace_rows_skipped = trace.skipped;
@@ -53,7 +56,13 @@ Result<std::vector<Draft>> trace_drafts(const LoadTestOptions& o, Plan& plan) {
   std::vector<Draft> drafts;
   for (int64_t i = 0; i < count; ++i) {
     const TraceEntry& entry = trace.entries[static_cast<size_t>(i)];
-    drafts.push_back({entry.arrival / o.speed, {}, entry.input_tokens, entry.output_tokens});
+    const double offset = entry.arrival / o.speed;
+    if (!(offset <= kMostSeconds)) {
+      return fail(ErrorKind::kInvalidArgument,
+                  "--trace '{}': request {} comes after {:.3g} seconds at --speed {}, more than {:.0e}",
+                  o.trace, i + 1, offset, o.speed, kMostSeconds);
+    }
+    drafts.push_back({offset, {}, entry.input_tokens, entry.output_tokens});
   }
   return drafts;
 }

@@ -240,6 +240,9 @@ TEST_F(PlanTest, FollowsATraceAndAPromptFile) {
   EXPECT_EQ(plan->requests[1].max_new_tokens, 6);
   options.requests = 3;
   EXPECT_NE(make(options).error().message.find("--requests"), std::string::npos);
+  options.requests = 2;
+  options.speed = 1e-9;
+  EXPECT_NE(make(options).error().message.find("request 2 comes after 4e+09 seconds"), std::string::npos);
 
   const TemporaryFile prompts(
       "{\"prompt\": \"What is a river?\", \"answer\": \"Water.\"}\n{\"prompt\": \"Lake\"}\n");
