@@ -13,7 +13,6 @@
 
 namespace qwen2 {
 
-using cuda::Row;
 
 bool cuda_is_available() {
   int count = 0;

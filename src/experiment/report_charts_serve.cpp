@@ -10,7 +10,6 @@ namespace qwen2::report {
 
 using plot::Chart;
 using plot::Mark;
-using plot::Sample;
 using plot::Series;
 using plot::XyChart;
 

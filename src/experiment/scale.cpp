@@ -146,7 +146,7 @@ DisplayUnit display_unit(std::string_view unit, double largest) {
 
 std::string format_quantity(double value, std::string_view unit) {
   const DisplayUnit shown = display_unit(unit, value);
-  std::string text = format_number(value / shown.divisor);
+  const std::string text = format_number(value / shown.divisor);
   return shown.name.empty() ? text : text + " " + shown.name;
 }
 
