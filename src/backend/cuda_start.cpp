@@ -13,7 +13,6 @@
 
 namespace qwen2 {
 
-
 bool cuda_is_available() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
@@ -180,12 +179,15 @@ Status CudaBackend::record_graphs() {
     for (const int splits : kSplitClasses) {
       if (splits > last_class) break;
       enqueue_rows(rows, splits);  // once without recording: loads the kernels
+      QWEN2_CHECK(cuda_status(cudaGetLastError(), "launching the first step"));
       QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "the first step"));
       QWEN2_CHECK(
           cuda_status(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording"));
       enqueue_rows(rows, splits);
+      const cudaError_t launched = cudaGetLastError();
       cudaGraph_t graph = nullptr;
       QWEN2_CHECK(cuda_status(cudaStreamEndCapture(stream_, &graph), "recording a step"));
+      QWEN2_CHECK(cuda_status(launched, "launching a recorded step"));
       const cudaError_t made = cudaGraphInstantiate(&graphs_[{rows, splits}], graph, 0);
       cudaGraphDestroy(graph);
       QWEN2_CHECK(cuda_status(made, "preparing a recorded step"));
