@@ -3,9 +3,7 @@
 // A block takes one part of one row's keys for the query heads of one KV head. First every warp scores its
 // keys and leaves the scores in shared memory; then one warp a head makes them weights; then every warp sums
 // its values. Where a row has several parts, the block that arrives last merges them, in their order.
-#include <climits>
-
-#include "kernels/cuda/attend_rows.cuh"
+#include "kernels/cuda/kv_stream.cuh"
 #include "kernels/cuda/launch.cuh"
 
 namespace qwen2::cuda {
@@ -14,7 +12,6 @@ namespace {
 // Rows up to which a head is a block: more would not be on the card at once.
 constexpr int kShortRows = 8;
 
-template <int G>
 struct Shared {
   float q_bias[kHeads][kMaxBiasPairs][2];
   float maximum[kHeads];
@@ -30,151 +27,10 @@ constexpr int kLoads = kAsync || G > 2 ? 2
                        : G == 1        ? 8
                                        : 4;
 
-// Loads of kUnroll keys or values by a group of lanes that share one.
-template <int dim, int bits, int loads, int threads>
-struct Batch {
-  static constexpr int kUnroll = loads;
-  static constexpr int lanes = dim / kElements;
-  static constexpr int stride = threads / lanes;
-  Packed<bits> values[kUnroll];
-  float scale[kUnroll];
-
-  // Of keys begin + u * stride below `keys`, counted from `first_key`; those outside of [from, to) are left
-  // out.
-  __device__ __forceinline__ void load(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
-                                       int what, int first_key, int begin, int keys, int from, int to) {
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int key = min(begin + u * stride, keys - 1) + first_key;
-      if (key < from || key >= to) continue;
-      const PageView<dim, bits> page(a.cache, pages[key / kPageTokens], a.heads.kv_heads, kv_head);
-      values[u] = page.load(what, key % kPageTokens, threadIdx.x % lanes);
-      scale[u] = page.scale(what, key % kPageTokens);
-    }
-  }
-};
-
-// A block's keys and then its values, batch by batch. From Ampere on the next batches are on their way in
-// shared memory, where each lane finds what it copied itself; before, the first of both are in registers.
-template <int dim, int bits, int loads, int threads>
-class KvStream {
- public:
-  using B = Batch<dim, bits, loads, threads>;
-  static constexpr int kDepth = 4;
-  static constexpr int kScaleBytes = bits == 8 ? 4 : 0;  // the least that can be copied: scales of two keys
-  static constexpr int kStage = threads * loads * (static_cast<int>(sizeof(Packed<bits>)) + kScaleBytes);
-
-  __device__ __forceinline__ KvStream(const RowAttentionArgs& a, const uint32_t* pages, int kv_head,
-                                      int first_key, int keys, std::byte* memory)
-      : a_(a),
-        pages_(pages),
-        kv_head_(kv_head),
-        first_key_(first_key),
-        keys_(keys),
-        batches_((keys + B::stride * loads - 1) / (B::stride * loads)),
-        memory_(memory) {}
-
-  // Of keys and of values each.
-  [[nodiscard]] __device__ __forceinline__ int batches() const { return batches_; }
-  [[nodiscard]] static __device__ __forceinline__ int first_key(int batch) {
-    return batch * B::stride * loads + threadIdx.x / B::lanes;
-  }
-
-  // Before the wait: what the previous kernels do not write.
-  __device__ __forceinline__ void begin(int older) {
-    if constexpr (kAsync) {
-      while (started_ < kDepth && started_ < 2 * batches_ && is_old(started_ % batches_, older)) start();
-    } else {
-      first_[0].load(a_, pages_, kv_head_, 0, first_key_, first_key(0), keys_, 0, older);
-      first_[1].load(a_, pages_, kv_head_, 1, first_key_, first_key(0), keys_, 0, older);
-    }
-  }
-  // After it.
-  __device__ __forceinline__ void go_on(int older) {
-    if constexpr (kAsync) {
-      while (started_ < kDepth) start();
-    } else {
-      first_[0].load(a_, pages_, kv_head_, 0, first_key_, first_key(0), keys_, older, INT_MAX);
-      first_[1].load(a_, pages_, kv_head_, 1, first_key_, first_key(0), keys_, older, INT_MAX);
-    }
-  }
-  // The next batch, of keys (what = 0) or values (1).
-  __device__ __forceinline__ B take(int what, int batch) {
-    if constexpr (kAsync) {
-      wait_copies<kDepth - 1>();
-      const B taken = staged(what, batch);
-      start();
-      return taken;
-    } else {
-      if (batch == 0) return what == 0 ? first_[0] : first_[1];
-      B taken;
-      taken.load(a_, pages_, kv_head_, what, first_key_, first_key(batch), keys_, 0, INT_MAX);
-      return taken;
-    }
-  }
-
- private:
-  [[nodiscard]] __device__ __forceinline__ bool is_old(int batch, int older) const {
-    return first_key_ + min((batch + 1) * B::stride * loads, keys_) <= older;
-  }
-  [[nodiscard]] __device__ __forceinline__ int key_of(int batch, int u) const {
-    return min(first_key(batch) + u * B::stride, keys_ - 1) + first_key_;
-  }
-  [[nodiscard]] __device__ __forceinline__ std::byte* place(int stage, int u) const {
-    return memory_ + stage * kStage + (u * threads + threadIdx.x) * sizeof(Packed<bits>);
-  }
-  [[nodiscard]] __device__ __forceinline__ std::byte* scale_place(int stage, int u) const {
-    return memory_ + stage * kStage + threads * loads * sizeof(Packed<bits>) +
-           (u * threads + threadIdx.x) * 4;
-  }
-  // Starts the next batch, if there is one.
-  __device__ __forceinline__ void start() {
-    if (started_ < 2 * batches_) {
-      const int what = started_ < batches_ ? 0 : 1;
-      const int batch = started_ - what * batches_;
-#pragma unroll
-      for (int u = 0; u < loads; ++u) {
-        const int key = key_of(batch, u);
-        const PageView<dim, bits> page(a_.cache, pages_[key / kPageTokens], a_.heads.kv_heads, kv_head_);
-        const std::byte* from = page.at(what, key % kPageTokens, threadIdx.x % B::lanes);
-        if constexpr (bits == 16) {
-          copy_16(place(started_ % kDepth, u), from);
-        } else {
-          copy_small<8>(place(started_ % kDepth, u), from);
-          copy_small<4>(scale_place(started_ % kDepth, u), page.scales(what, key % kPageTokens / 2 * 2));
-        }
-      }
-    }
-    end_copies();
-    ++started_;
-  }
-  [[nodiscard]] __device__ __forceinline__ B staged(int what, int batch) const {
-    const int stage = (what * batches_ + batch) % kDepth;
-    B taken;
-#pragma unroll
-    for (int u = 0; u < loads; ++u) {
-      taken.values[u] = *reinterpret_cast<const Packed<bits>*>(place(stage, u));
-      taken.scale[u] = 1;
-      if constexpr (bits == 8) {
-        const auto* two = reinterpret_cast<const __half*>(scale_place(stage, u));
-        taken.scale[u] = __half2float(two[key_of(batch, u) % 2]);
-      }
-    }
-    return taken;
-  }
-
-  const RowAttentionArgs& a_;
-  const uint32_t* pages_;
-  int kv_head_, first_key_, keys_, batches_;
-  std::byte* memory_;
-  int started_ = 0;
-  B first_[kAsync ? 1 : 2];
-};
-
-template <int dim, int bits, int G, int threads>
-__device__ __forceinline__ void score_keys(int heads, const float* q, int keys,
-                                           KvStream<dim, bits, kLoads<G>, threads>& stream, float* scores) {
-  using B = Batch<dim, bits, kLoads<G>, threads>;
+template <int dim, int G, class Stream>
+__device__ __forceinline__ void score_keys(int heads, const float* q, int keys, Stream& stream,
+                                           float* scores) {
+  using B = typename Stream::B;
   const int lane = threadIdx.x % B::lanes;
   float query[G][kElements];
 #pragma unroll
@@ -227,11 +83,10 @@ __device__ void soften(int heads, int keys, float* scores, float* maximum, float
 }
 
 // Sums of weighted values, into `sums` [kWarps][heads][dim] of shared memory.
-template <int dim, int bits, int G, int threads>
-__device__ __forceinline__ void sum_values(int heads, int keys,
-                                           KvStream<dim, bits, kLoads<G>, threads>& stream,
-                                           const float* weights, float* sums) {
-  using B = Batch<dim, bits, kLoads<G>, threads>;
+template <int dim, int G, int threads, class Stream>
+__device__ __forceinline__ void sum_values(int heads, int keys, Stream& stream, const float* weights,
+                                           float* sums) {
+  using B = typename Stream::B;
   constexpr int lanes = B::lanes;
   const int lane = threadIdx.x % lanes;
   constexpr int stands_for = kThreads / threads;
@@ -277,9 +132,9 @@ __device__ __forceinline__ void sum_values(int heads, int keys,
 }
 
 // Merges the parts of the block's heads; `memory` holds a float4 for every thread.
-template <int threads, int G>
+template <int threads>
 __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int heads, int dim, int splits,
-                      Shared<G>& shared, float4* memory) {
+                      Shared& shared, float4* memory) {
   const int64_t first = (int64_t(row) * a.heads.q_heads + first_head) * kMaxSplits;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -341,11 +196,11 @@ __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int he
     out[a.lane_order ? lane_place(d + i) : d + i] = __float2half_rn(values[i] * scale);
 }
 
-template <int dim, int bits, int G, int threads>
+template <int dim, int bits, int G, int threads, int depth>
 __global__ void __launch_bounds__(threads, kThreads / threads)
     attend_rows_kernel(const __grid_constant__ RowAttentionArgs a) {
   extern __shared__ uint4 shared_memory[];
-  __shared__ Shared<G> shared;
+  __shared__ Shared shared;
   // The inputs of the step, and all keys and values but this step's, are older than the previous kernel.
   const int row = blockIdx.z;
   const Row info = a.row_info[row];
@@ -367,22 +222,22 @@ __global__ void __launch_bounds__(threads, kThreads / threads)
   const int keys = min(per_split, length - first_key);
   const float* q = a.q + (int64_t(row) * a.heads.q_heads + first_head) * dim;
   const uint32_t* pages = a.cache.pages + info.page_offset;
-  using Stream = KvStream<dim, bits, kLoads<G>, threads>;
+  using Stream = KvStream<dim, bits, kLoads<G>, threads, depth>;
   auto* memory = reinterpret_cast<std::byte*>(shared_memory);
-  auto* scores = reinterpret_cast<float*>(memory + (kAsync ? Stream::kDepth * Stream::kStage : 0));
+  auto* scores = reinterpret_cast<float*>(memory + (kAsync ? depth * Stream::kStage : 0));
   Stream stream(a, pages, kv_head, first_key, keys, memory);
   stream.begin(info.older);
-  if (kAsync) let_next_start();  // its weights come meanwhile; it waits for this kernel's end
+  let_next_start();  // its weights come meanwhile; it waits for this kernel's end
   wait_for_previous();
   stream.go_on(info.older);
 
-  score_keys<dim, bits, G, threads>(heads, q, keys, stream, scores);
+  score_keys<dim, G>(heads, q, keys, stream, scores);
   if (a.cache.key_bias.pairs > 0) {
     add_key_bias<dim, threads, kHeads>(a, kv_head, heads, q, first_key, keys, shared.q_bias, scores);
   }
   soften(heads, keys, scores, shared.maximum, shared.denominator);
   auto* sums = reinterpret_cast<float*>(memory);  // over all of it
-  sum_values<dim, bits, G, threads>(heads, keys, stream, scores, sums);
+  sum_values<dim, G, threads>(heads, keys, stream, scores, sums);
 
   for (int i = threadIdx.x; i < heads * dim; i += threads) {
     float sum = 0;
@@ -412,18 +267,31 @@ __global__ void __launch_bounds__(threads, kThreads / threads)
   if (threadIdx.x == 0) *arrived = 0;
 }
 
+// Batches on their way: as many as hide the memory's latency, one where long parts leave no room for more.
+constexpr int kDepth = 4;
+
+// False where `depth` batches and the scores are too much for a block's memory, unless there is no other
+// choice.
+template <int dim, int bits, int G, int threads, int depth>
+bool launch_rows(const RowAttentionArgs& a, bool last_choice, cudaStream_t stream) {
+  constexpr auto kernel = attend_rows_kernel<dim, bits, G, threads, depth>;
+  using Stream = KvStream<dim, bits, kLoads<G>, threads, depth>;
+  static const bool async = compiled_for(kernel) >= 80;
+  static const int most = most_shared_memory();
+  const int group = a.heads.group();
+  const size_t scores = sizeof(float) * a.max_split_keys * kHeads + (async ? depth * Stream::kStage : 0);
+  const size_t sums = sizeof(float) * kWarps * (group < G ? group : G) * dim;
+  const size_t shared = scores > sums ? scores : sums;
+  if (!last_choice && shared + sizeof(Shared) > static_cast<size_t>(most)) return false;
+  const int blocks_a_head = (group + G - 1) / G;
+  launch<kernel>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows), threads, shared, stream, a);
+  return true;
+}
+
 template <int dim, int bits, int G, int threads>
 void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
-  const int group = a.heads.group();
-  const int blocks_a_head = (group + G - 1) / G;
-  constexpr auto kernel = attend_rows_kernel<dim, bits, G, threads>;
-  using Stream = KvStream<dim, bits, kLoads<G>, threads>;
-  static const bool async = compiled_for(kernel) >= 80;
-  const size_t scores =
-      sizeof(float) * a.max_split_keys * kHeads + (async ? Stream::kDepth * Stream::kStage : 0);
-  const size_t sums = sizeof(float) * kWarps * (group < G ? group : G) * dim;
-  launch<kernel>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows), threads,
-                 scores > sums ? scores : sums, stream, a);
+  if (!launch_rows<dim, bits, G, threads, kDepth>(a, false, stream))
+    launch_rows<dim, bits, G, threads, 1>(a, true, stream);
 }
 
 template <int dim, int bits>
