@@ -95,9 +95,6 @@ class Bench {
  public:
   explicit Bench(int rows) : rows_(rows) {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
-    cudaDeviceProp properties{};
-    check(cudaGetDeviceProperties(&properties, 0), "properties");
-    cuda::set_multiprocessors(properties.multiProcessorCount);
     weights_ = allocate<uint8_t>(kWeights);
     x_ = allocate<uint16_t>(64 * 9216);
     floats_ = allocate<float>(64 * 152064);

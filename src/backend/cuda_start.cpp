@@ -57,7 +57,6 @@ Status CudaBackend::open_device() {
   std::array<char, 32> bus_id{};
   QWEN2_CHECK(cuda_status(cudaDeviceGetPCIBusId(bus_id.data(), bus_id.size(), 0), "reading the GPU's place"));
   bus_id_ = bus_id.data();
-  cuda::set_multiprocessors(properties.multiProcessorCount);
   return cuda_status(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
 }
 

@@ -153,12 +153,6 @@ struct RandomMatrix {
   }
 };
 
-void use_this_card() {
-  cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, 0));
-  set_multiprocessors(properties.multiProcessorCount);
-}
-
 // fp16 rows, padded with zeros as products of several rows want them.
 std::vector<uint16_t> padded_rows(const std::vector<float>& x, int rows, int cols, int64_t stride,
                                   bool lane_order = false) {
@@ -177,7 +171,6 @@ struct FormAndGroup {
 };
 
 TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
-  use_this_card();
   using enum MatrixForm;
   for (const auto& [form, group] : {FormAndGroup{kF16, 0},
                                     {kInt8, 16},
@@ -232,7 +225,6 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
 }
 
 TEST(GpuProduct, NormsItsInputAndKeepsTheSum) {
-  use_this_card();
   constexpr int kCols = 1536;
   const RandomMatrix w(MatrixForm::kF16, 80, kCols, 0);
   const auto hidden = test::normal(kCols, 3);
@@ -262,7 +254,6 @@ TEST(GpuProduct, NormsItsInputAndKeepsTheSum) {
 
 // Beyond fp16's range: products of gate and up of 2e5 and more.
 TEST(GpuProduct, SwigluAndDownSurviveLargeValues) {
-  use_this_card();
   for (const float size : {1.0F, 700.0F}) {
     for (const int rows : {1, 8}) {
       const RandomMatrix gate_up(MatrixForm::kF16, 64, 256, 0);
@@ -448,7 +439,6 @@ double worst_row(const AttentionCase& c, const Cache& cache, const Bias& bias, c
 
 // A row's result is the same alone and among others, whichever kernel it comes from.
 TEST(GpuAttention, SingleRowsOverPages) {
-  use_this_card();
   constexpr int kRows = 16;
   for (const AttentionCase& c : {AttentionCase{128, 12, 2, 16, 1, 0},
                                  {128, 12, 2, 16, 129, 0},

@@ -61,7 +61,7 @@ __device__ __forceinline__ void load_page(const ChunkAttentionArgs& a, uint32_t 
 }
 
 // What the key bias that is kept out of the cache adds to the scores of the warp's 16 rows: see
-// attend_rows.cu. Pairs by kPairsAtOnce; `rotations` [kKeys][kPairsAtOnce][2] and `terms`
+// attend_rows.cuh. Pairs by kPairsAtOnce; `rotations` [kKeys][kPairsAtOnce][2] and `terms`
 // [kTokens][kPairsAtOnce][2] are shared.
 template <int dim>
 __device__ void add_key_bias(const ChunkAttentionArgs& a, int first_token, int head, int kv_head,

@@ -107,7 +107,7 @@ __device__ void add_key_bias(const RowAttentionArgs& a, int kv_head, int heads, 
   __syncthreads();
 }
 
-// One row of at most kMinSplitKeys keys, where they fit shared memory; false where they do not.
+// Rows of at most kMinSplitKeys keys each, where they fit shared memory; false where they do not.
 bool attend_short(const RowAttentionArgs& args, cudaStream_t stream);
 
 }  // namespace qwen2::cuda

@@ -1,4 +1,4 @@
-// Attention of a single row over few keys, where nothing but latency counts.
+// Attention of a few single rows over few keys each, where nothing but latency counts.
 //
 // A block takes one query head. The keys and values that are older than the step are on their way into shared
 // memory before the previous kernel ends; what is left to do then is one row of each, the query, and code

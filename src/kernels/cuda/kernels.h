@@ -106,8 +106,6 @@ struct ProductArgs {
 void product(const ProductArgs& args, cudaStream_t stream);
 // Whether one row can be staged in shared memory by each block.
 bool can_stage(const DeviceMatrix& w, bool normed);
-// The card's, set once before the first product.
-void set_multiprocessors(int count);
 
 // --- Attention -------------------------------------------------------------------------------------------
 

@@ -21,24 +21,26 @@ enum class Carveout {
   kCache,   // what one block needs, the rest to the cache
 };
 
+// An attribute of the card in use.
+inline int card(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&value, attribute, device);
+  return value;
+}
+
 // Bytes of shared memory that the card lets one block have.
 inline int most_shared_memory() {
-  int device = 0;
-  int most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return most;
+  return card(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 // Raises the limit of a kernel's shared memory to the card's.
 template <class Kernel>
 cudaError_t open_shared_memory(Kernel kernel, Carveout carveout, size_t shared) {
-  int device = 0;
-  cudaGetDevice(&device);
   cudaFuncAttributes attributes{};
   cudaFuncGetAttributes(&attributes, kernel);
-  int all = 0;
-  cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  const int all = card(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   const size_t needed = shared + attributes.sharedSizeBytes + 1024;
   const int percent = carveout == Carveout::kShared ? cudaSharedmemCarveoutMaxShared
                                                     : static_cast<int>((100 * needed + all - 1) / all);

@@ -8,16 +8,10 @@ void product_int4(const ProductArgs& args, int multiprocessors, cudaStream_t str
 
 namespace {
 
-int multiprocessors = 132;
-// Two blocks must fit a Turing multiprocessor's 64 KiB, so that the next kernel's can start beside this
-// one's.
+// Two blocks must fit a Turing multiprocessor's 64 KiB, so that one works while the other waits for memory.
 constexpr size_t kStagedBytes = 28 * 1024;
 
 }  // namespace
-
-void set_multiprocessors(int count) {
-  multiprocessors = count;
-}
 
 bool can_stage(const DeviceMatrix& w, bool normed) {
   return w.order == nullptr && staged_bytes(w.form, w.row_bytes) <= kStagedBytes &&
@@ -25,6 +19,7 @@ bool can_stage(const DeviceMatrix& w, bool normed) {
 }
 
 void product(const ProductArgs& args, cudaStream_t stream) {
+  static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
   switch (form_bits(args.w.form)) {
     case 16:
       return product_f16(args, multiprocessors, stream);

@@ -1,10 +1,10 @@
 // The skinny product: up to 64 rows of activations times a matrix whose bytes are read once.
 //
 // A block takes tiles of 16 rows of W; its warps split the columns, and lane t of four reads 16 bytes of each
-// chunk of its rows g and g + 8, straight into the registers that the tensor cores take. The next chunks are
-// always on their way, across tiles and, with dependent launch, across kernels: weights do not depend on what
-// the previous kernel computes. A tile's sums are added up through shared memory in a fixed order, which
-// depends on the matrix alone: a row's result is the same in every batch.
+// chunk of its rows g and g + 8, in the order in which the tensor cores take them. The next chunks are always
+// on their way, across tiles and, with dependent launch, across kernels: weights do not depend on what the
+// previous kernel computes. A tile's sums are added up through shared memory in a fixed order, which depends
+// on the matrix alone: a row's result is the same in every batch.
 #pragma once
 
 #include <algorithm>

@@ -45,7 +45,7 @@ class Ring {
  public:
   // Of this warp: `depth` stages of shared memory.
   __device__ __forceinline__ explicit Ring(const void* memory)
-      : begin_(static_cast<uint32_t>(__cvta_generic_to_shared(memory)) + lane() * 16), at_(begin_) {}
+      : begin_(shared_address(memory) + lane() * 16), at_(begin_) {}
 
   // Starts the chunk at `codes`, with its scales (of this lane's 16 bytes of them), where the last one was
   // taken. Followed by pass(), which alone says that there is nothing more to start.

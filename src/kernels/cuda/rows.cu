@@ -127,13 +127,7 @@ void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream) {
 }
 
 void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream) {
-  static const int multiprocessors = [] {
-    int device = 0;
-    int count = 1;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-    return count;
-  }();
+  static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
   read_all_kernel<<<4 * multiprocessors, 512, 0, stream>>>(static_cast<const uint4*>(data),
                                                            static_cast<int64_t>(bytes / 16), out);
 }
