@@ -1,10 +1,7 @@
 #include "backend/cuda_backend.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
-#include <cmath>
-#include <cstring>
 #include <numeric>
 
 #include "backend/nvml.h"
@@ -13,18 +10,10 @@
 namespace qwen2 {
 namespace {
 
-using cuda::ProductArgs;
-using cuda::ProductInput;
-using cuda::ProductOutput;
 using cuda::Row;
 
 static_assert(sizeof(Row) == CudaWorkspace::kRowBytes);
 static_assert(sizeof(cuda::SampleRow) == CudaWorkspace::kSampleBytes);
-
-// One row that every block of a product stages for itself, from fp16 or float activations.
-bool stages_plain(const cuda::DeviceMatrix& matrix, int rows) {
-  return rows == 1 && cuda::can_stage(matrix, false);
-}
 
 }  // namespace
 
@@ -302,201 +291,6 @@ void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const>
   args.best = w_.best;
   args.arrived = w_.arrived;
   cuda::sample(args, kinds, stream_);
-}
-
-cuda::KvCache CudaBackend::cache(int layer) const {
-  const auto at = static_cast<size_t>(layer);
-  const int64_t page_bytes = cuda::kv_page_bytes(options_.kv_bits, config_.head_dim) * config_.kv_heads;
-  const auto entries = static_cast<size_t>(config_.kv_heads) * cuda::kMaxBiasPairs;
-  const std::byte* bias = w_.key_bias + at * entries * 12;
-  cuda::KvCache cache;
-  cache.data = kv_memory_.data() + layer * (plan_.kv_pages + 1) * page_bytes;
-  cache.kv_bits = options_.kv_bits;
-  cache.pages = words();
-  cache.rotations = w_.rotations;
-  cache.bias = weights_.layers[at].qkv_bias;
-  cache.key_bias = {layer_bias_pairs_[at], reinterpret_cast<const int32_t*>(bias),
-                    reinterpret_cast<const float*>(bias + entries * 4),
-                    reinterpret_cast<const float*>(bias + entries * 8)};
-  return cache;
-}
-
-// Each part of a matrix whose rows have several formats.
-void CudaBackend::multiply(const CudaMatrix& matrix, ProductArgs args) const {
-  for (const CudaMatrixPart& part : matrix) {
-    args.w = part.matrix;
-    args.first_row = part.first_row;
-    if (part.matrix.order != nullptr) {
-      ProductArgs own = args;
-      cuda::permute_half(args.rows, part.matrix.cols, args.input.stride, part.matrix.order, args.input.x,
-                         w_.permuted, stream_);
-      own.input.x = w_.permuted;
-      cuda::product(own, stream_);
-    } else {
-      cuda::product(args, stream_);
-    }
-    args.input.hidden_out = nullptr;
-  }
-}
-
-// The model, top to bottom, for rows whose inputs lie in the workspace.
-void CudaBackend::enqueue_rows(int count, int max_splits) const {
-  cuda::EmbedArgs embed;
-  embed.embedding = weights_.embedding.front().matrix;
-  embed.rows = count;
-  embed.row_info = rows();
-  embed.sampled = w_.tokens;
-  embed.hidden = w_.hidden[0];
-  embed.clear = w_.row_max;
-  embed.clear_count = static_cast<int>(config_.layers * cuda::kMaxRows);
-  cuda::embed(embed, stream_);
-  int current = 0;
-  for (int layer = 0; layer < config_.layers; ++layer) enqueue_layer(layer, count, max_splits, current);
-  multiply(weights_.head, head_product(count, kDownSplit, current));
-}
-
-// Logits of the rows of the residual stream.
-ProductArgs CudaBackend::head_product(int count, int parts, int& current) const {
-  ProductArgs head;
-  head.rows = count;
-  head.input = input_of(weights_.final_norm, weights_.head, count, parts, current, false);
-  head.out_rows = static_cast<int>(config_.vocab_size);
-  head.y = w_.logits;
-  head.y_stride = vocabulary_stride();
-  return head;
-}
-
-// The residual stream, normed, as a product's input. The sum of its parts goes to the other buffer.
-ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, int count, int parts,
-                                   int& current, bool keeps) const {
-  ProductInput input;
-  if (count == 1 && std::all_of(matrix.begin(), matrix.end(), [](const CudaMatrixPart& part) {
-        return cuda::can_stage(part.matrix, true);
-      })) {
-    input.hidden = w_.hidden[current];
-    input.partials = w_.partials;
-    input.parts = parts;
-    input.norm = norm;
-    input.epsilon = config_.rms_norm_eps;
-    if (keeps) {
-      current = 1 - current;
-      input.hidden_out = w_.hidden[current];
-    }
-    return input;
-  }
-  cuda::AddNormArgs args;
-  args.rows = count;
-  args.cols = static_cast<int>(config_.hidden_size);
-  args.hidden = w_.hidden[current];
-  args.partials = w_.partials;
-  args.parts = parts;
-  args.norm = norm;
-  args.epsilon = config_.rms_norm_eps;
-  args.x = w_.x;
-  args.stride = cuda_row_stride(config_.hidden_size);
-  args.lane_order = wants_lane_order(matrix) && matrix.front().matrix.order == nullptr;
-  cuda::add_norm(args, stream_);
-  input.x = args.x;
-  input.stride = args.stride;
-  return input;
-}
-
-ProductArgs CudaBackend::qkv_product(int layer, int count, int& current) const {
-  const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
-  ProductArgs qkv;
-  qkv.rows = count;
-  qkv.input = input_of(w.input_norm, w.qkv, count, layer == 0 ? 0 : kDownSplit, current, true);
-  qkv.output = ProductOutput::kQkv;
-  qkv.row_info = rows();
-  qkv.heads = heads();
-  qkv.cache = cache(layer);
-  qkv.q = w_.q;
-  qkv.q_scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim));
-  qkv.new_kv = w_.new_kv;
-  return qkv;
-}
-
-cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_splits) const {
-  const CudaMatrix& output = weights_.layers[static_cast<size_t>(layer)].attention_output;
-  cuda::RowAttentionArgs attention;
-  attention.rows = count;
-  attention.row_info = rows();
-  attention.heads = heads();
-  attention.cache = cache(layer);
-  attention.q = w_.q;
-  attention.max_splits = max_splits;
-  attention.max_split_keys = max_splits < cuda::kMaxSplits
-                                 ? cuda::kMinSplitKeys
-                                 : cuda::split_keys(static_cast<int>(plan_.limits.max_model_len));
-  attention.out = w_.attended;
-  attention.out_stride = cuda_row_stride(config_.q_size());
-  attention.lane_order = !stages_plain(output.front().matrix, count) && wants_lane_order(output) &&
-                         output.front().matrix.order == nullptr;
-  attention.part_sums = w_.part_sums;
-  attention.part_scalars = w_.part_scalars;
-  attention.arrived = w_.arrived;
-  return attention;
-}
-
-ProductArgs CudaBackend::output_product(int layer, int count) const {
-  const CudaMatrix& matrix = weights_.layers[static_cast<size_t>(layer)].attention_output;
-  ProductArgs output;
-  output.rows = count;
-  output.input.x = w_.attended;
-  output.input.stride = stages_plain(matrix.front().matrix, count) ? 0 : cuda_row_stride(config_.q_size());
-  output.out_rows = static_cast<int>(config_.hidden_size);
-  output.y = w_.partials;
-  output.y_stride = config_.hidden_size;
-  output.split = kOutputSplit;
-  output.next_starts_early = true;
-  return output;
-}
-
-ProductArgs CudaBackend::gate_up_product(int layer, int count, int& current) const {
-  const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
-  ProductArgs gate_up;
-  gate_up.rows = count;
-  gate_up.input = input_of(w.post_attention_norm, w.gate_up, count, kOutputSplit, current, true);
-  gate_up.output = ProductOutput::kSwiglu;
-  gate_up.starts_early = true;
-  gate_up.y = w_.products;
-  gate_up.y_stride = config_.intermediate_size;
-  gate_up.row_max = w_.row_max + layer * cuda::kMaxRows;
-  return gate_up;
-}
-
-ProductArgs CudaBackend::down_product(int layer, int count) const {
-  const CudaMatrix& matrix = weights_.layers[static_cast<size_t>(layer)].down;
-  ProductArgs down;
-  down.rows = count;
-  down.input.row_max = w_.row_max + layer * cuda::kMaxRows;
-  if (stages_plain(matrix.front().matrix, count)) {
-    down.input.values = w_.products;
-  } else {
-    const int64_t stride = cuda_row_stride(config_.intermediate_size);
-    cuda::scale_to_half({count, static_cast<int>(config_.intermediate_size), w_.products, down.input.row_max,
-                         w_.x, stride, wants_lane_order(matrix) && matrix.front().matrix.order == nullptr},
-                        stream_);
-    down.input.x = w_.x;
-    down.input.stride = stride;
-  }
-  down.out_rows = static_cast<int>(config_.hidden_size);
-  down.y = w_.partials;
-  down.y_stride = config_.hidden_size;
-  down.split = kDownSplit;
-  down.starts_early = true;
-  return down;
-}
-
-void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int& current) const {
-  const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
-  const ProductArgs qkv = qkv_product(layer, count, current);
-  multiply(w.qkv, qkv);
-  if (options_.kv_bits == 8) cuda::store_kv_int8({count, rows(), heads(), qkv.cache, w_.new_kv}, stream_);
-  cuda::attend_rows(row_attention(layer, count, max_splits), stream_);
-  multiply(w.attention_output, output_product(layer, count));
-  multiply(w.gate_up, gate_up_product(layer, count, current));
-  multiply(w.down, down_product(layer, count));
 }
 
 }  // namespace qwen2

@@ -1,5 +1,5 @@
-// The forward pass on a GPU, read top to bottom in cuda_backend.cpp; cuda_start.cpp prepares it. Rows that
-// decode go through recorded graphs, prompts through cuda_prompt.cpp.
+// The forward pass on a GPU. cuda_backend.cpp has the steps; rows that decode go through recorded graphs of
+// cuda_layers.cpp, prompts through cuda_prompt.cpp; cuda_start.cpp prepares all of it.
 #pragma once
 
 #include <array>
@@ -66,6 +66,7 @@ class CudaBackend final : public Backend {
                      uint32_t* words, int32_t& word) const;
   // Where this step's tokens, or the one's before it, lie among all.
   [[nodiscard]] int64_t token_place(int64_t step) const { return step % 2 * plan_.limits.max_num_seqs; }
+  void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
   // In cuda_prompt.cpp.
   Status run_prompt(const Chunk& chunk);
   Status prompt_attention(int layer, const Chunk& chunk);
@@ -74,7 +75,7 @@ class CudaBackend final : public Backend {
                         float* y);
   void prompt_norm(const float* norm, int rows, int parts, const uint32_t* row_max) const;
   Status prompt_head(int64_t first, int64_t rows) const;
-  void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
+  // In cuda_layers.cpp.
   void enqueue_rows(int count, int max_splits) const;
   void enqueue_layer(int layer, int count, int max_splits, int& current) const;
   // What the stages of a layer are given. Where several rows share an input, it is made here.
@@ -85,10 +86,11 @@ class CudaBackend final : public Backend {
   [[nodiscard]] cuda::ProductArgs down_product(int layer, int count) const;
   [[nodiscard]] cuda::ProductArgs head_product(int count, int parts, int& current) const;
   [[nodiscard]] cuda::KvCache cache(int layer) const;
-  [[nodiscard]] cuda::HeadShape heads() const;
   [[nodiscard]] cuda::ProductInput input_of(const float* norm, const CudaMatrix& matrix, int count, int parts,
                                             int& current, bool keeps) const;
   void multiply(const CudaMatrix& matrix, cuda::ProductArgs args) const;
+  // In cuda_backend.cpp again.
+  [[nodiscard]] cuda::HeadShape heads() const;
   Status fetch_logits(int64_t row, int64_t place);
   [[nodiscard]] int64_t vocabulary_stride() const;
   // Rows of the recorded steps: powers of two.

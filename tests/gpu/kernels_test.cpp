@@ -638,7 +638,9 @@ TEST(GpuSampling, FollowsTheProbabilities) {
     }
     double distance = 0;
     for (size_t i = 0; i < kVocab; ++i) {
-      if (counts[i] > 0) EXPECT_GT(probabilities[i], 0) << "top_k " << k << " top_p " << p << " token " << i;
+      if (counts[i] > 0) {
+        EXPECT_GT(probabilities[i], 0) << "top_k " << k << " top_p " << p << " token " << i;
+      }
       distance += std::abs(counts[i] / double{kDraws} - probabilities[i]) / 2;
     }
     // The numbers are spread evenly, so that each token is off by two draws at most.
