@@ -146,22 +146,23 @@ class Bench {
     return run_load_test(options, target_, *tokenizer_, chat_, hooks, std::move(earlier));
   }
 
-  [[nodiscard]] Measured measured(const LoadTestOptions& options) const {
-    Measured out{options, target_.model, std::string(name_of(target_.dialect.kind)), nullptr};
-    if (flags_.model.model.empty()) return out;
+  // The flags of the service that this test started; null where it runs already.
+  [[nodiscard]] json::value service_flags() const {
+    if (flags_.model.model.empty()) return nullptr;
     json::object served = to_json(flags_.model);
     served["policy"] = flags_.policy;
     served["max_queue_requests"] = flags_.max_queue_requests;
-    out.service = std::move(served);
-    return out;
+    return served;
+  }
+  [[nodiscard]] Measured measured(const LoadTestOptions& options) const {
+    return {options, target_.model, std::string(name_of(target_.dialect.kind)), service_flags()};
   }
 
   // The result's JSON; its requests' lines are written beside the output.
   Result<json::object> keep(const LoadTestOptions& options, const LoadTestResult& result,
                             const std::string& step) {
     json::object root = to_json(options, result);
-    const Measured what = measured(options);
-    if (what.service.is_object()) root["service"] = what.service;
+    if (json::value service = service_flags(); service.is_object()) root["service"] = std::move(service);
     if (flags_.output.empty()) return root;
     const auto path = requests_path(flags_.output, step);
     QWEN2_CHECK(write_file(path, requests_jsonl(result)));

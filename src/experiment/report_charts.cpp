@@ -175,15 +175,12 @@ std::optional<Chart> metric_chart(const PointList& all, const ChartSpec& spec) {
   PointList points = with_metric(all, spec.y);
   std::erase_if(points, [&](const Point* p) { return !has_x(*p, spec.x); });
   if (points.empty()) return std::nullopt;
-  const bool is_axis = points.front()->axis(spec.x) != nullptr;
-  const auto lacks = [&](const std::string& axis) {
-    std::erase_if(points, [&](const Point* p) { return p->axis(axis) == nullptr; });
-  };
-  if (is_axis) lacks(spec.x);
-  if (is_axis && !spec.series.empty()) lacks(spec.series);
+  if (points.front()->axis(spec.x) == nullptr) return scatter(with_metric(points, spec.x), spec);
+  std::erase_if(points, [&](const Point* p) {
+    return p->axis(spec.x) == nullptr || (!spec.series.empty() && p->axis(spec.series) == nullptr);
+  });
   if (points.empty()) return std::nullopt;
-  if (!is_axis) points = with_metric(points, spec.x);
-  return is_axis ? along_axis(points, spec) : scatter(points, spec);
+  return along_axis(points, spec);
 }
 
 std::string load_axis(const PointList& points) {

@@ -58,10 +58,9 @@ Status check(const LoadTestOptions& o) {
     return fail(ErrorKind::kInvalidArgument,
                 "--slo with ttft or tpot needs streaming: with --no-stream only e2el is measured");
   }
-  constexpr double kLongest = 1e8;  // seconds: what the clock's nanoseconds hold, with room to spare
-  if (o.timeout_seconds > kLongest || o.ramp.value_or(0) > kLongest || o.ramp.value_or(0) < 0) {
+  if (o.timeout_seconds > kMostSeconds || o.ramp.value_or(0) > kMostSeconds || o.ramp.value_or(0) < 0) {
     return fail(ErrorKind::kInvalidArgument, "--timeout and --ramp must lie between 0 and {:g} seconds",
-                kLongest);
+                kMostSeconds);
   }
   if (o.temperature < 0 || !std::isfinite(o.temperature))
     return fail(ErrorKind::kInvalidArgument, "--temperature must not be negative");

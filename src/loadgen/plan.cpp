@@ -42,9 +42,6 @@ Draft synthetic_draft(const LoadTestOptions& o, uint64_t index) {
   return draft;
 }
 
-// Far below what the clock's nanoseconds can count.
-constexpr double kMostSeconds = 1e8;
-
 Result<std::vector<Draft>> trace_drafts(const LoadTestOptions& o, Plan& plan) {
   QWEN2_TRY(const Trace trace, read_trace(o.trace));
   plan.trace_rows_skipped = trace.skipped;
