@@ -340,7 +340,7 @@ TEST_P(KernelTest, EightBitCacheAndKeyBiasMatchReference) {
     }
     std::vector<std::vector<float>> keys, values;
     for (int64_t t = 0; t < length; ++t) {
-      std::vector<float> qkv = normal(static_cast<size_t>(3 * dim));
+      std::vector<float> qkv = normal(size_t{3} * static_cast<size_t>(dim));
       std::vector<float> whole_key(qkv.begin() + dim, qkv.begin() + 2 * dim);
       for (size_t d = 0; d < whole_key.size(); ++d) whole_key[d] += key_bias[d];
       const auto rotated = reference::rope(whole_key.data(), t, kTheta, dim);
