@@ -35,20 +35,24 @@ cuda::KvCache CudaBackend::cache(int layer) const {
   return cache;
 }
 
-// Each part of a matrix whose rows have several formats.
+// Each part of a matrix whose rows have several formats. Where they do not agree on the order of activations,
+// each gets its own.
 void CudaBackend::multiply(const CudaMatrix& matrix, ProductArgs args) const {
+  const ProductInput given = args.input;
   for (const CudaMatrixPart& part : matrix) {
-    args.w = part.matrix;
-    args.first_row = part.first_row;
-    if (part.matrix.order != nullptr) {
-      ProductArgs own = args;
-      cuda::permute_half(args.rows, part.matrix.cols, args.input.stride, part.matrix.order, args.input.x,
-                         w_.permuted, stream_);
-      own.input.x = w_.permuted;
-      cuda::product(own, stream_);
-    } else {
-      cuda::product(args, stream_);
+    const cuda::DeviceMatrix& w = part.matrix;
+    const bool several = given.x != nullptr && given.stride > 0;
+    if (several && (w.order != nullptr || given.order != x_order(w))) {
+      args.input.x = w_.permuted;
+      args.input.order = x_order(w);
+      cuda::reorder({args.rows, w.cols, given.stride, w.order, given.x, w_.permuted, args.input.order},
+                    stream_);
     }
+    args.w = w;
+    args.first_row = part.first_row;
+    cuda::product(args, stream_);
+    args.input.x = given.x;
+    args.input.order = given.order;
     args.input.hidden_out = nullptr;
   }
 }
@@ -108,10 +112,11 @@ ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, 
   args.epsilon = config_.rms_norm_eps;
   args.x = w_.x;
   args.stride = cuda_row_stride(config_.hidden_size);
-  args.lane_order = wants_lane_order(matrix) && matrix.front().matrix.order == nullptr;
+  args.order = x_order(matrix);
   cuda::add_norm(args, stream_);
   input.x = args.x;
   input.stride = args.stride;
+  input.order = args.order;
   return input;
 }
 
@@ -144,8 +149,7 @@ cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_
                                  : cuda::split_keys(static_cast<int>(plan_.limits.max_model_len));
   attention.out = w_.attended;
   attention.out_stride = cuda_row_stride(config_.q_size());
-  attention.lane_order = !stages_plain(output.front().matrix, count) && wants_lane_order(output) &&
-                         output.front().matrix.order == nullptr;
+  attention.order = stages_plain(output.front().matrix, count) ? cuda::XOrder::kRows : x_order(output);
   attention.part_sums = w_.part_sums;
   attention.part_scalars = w_.part_scalars;
   attention.arrived = w_.arrived;
@@ -157,7 +161,10 @@ ProductArgs CudaBackend::output_product(int layer, int count) const {
   ProductArgs output;
   output.rows = count;
   output.input.x = w_.attended;
-  output.input.stride = stages_plain(matrix.front().matrix, count) ? 0 : cuda_row_stride(config_.q_size());
+  if (!stages_plain(matrix.front().matrix, count)) {
+    output.input.stride = cuda_row_stride(config_.q_size());
+    output.input.order = x_order(matrix);
+  }
   output.out_rows = static_cast<int>(config_.hidden_size);
   output.y = w_.partials;
   output.y_stride = config_.hidden_size;
@@ -189,10 +196,11 @@ ProductArgs CudaBackend::down_product(int layer, int count) const {
   } else {
     const int64_t stride = cuda_row_stride(config_.intermediate_size);
     cuda::scale_to_half({count, static_cast<int>(config_.intermediate_size), w_.products, down.input.row_max,
-                         w_.x, stride, wants_lane_order(matrix) && matrix.front().matrix.order == nullptr},
+                         w_.x, stride, x_order(matrix)},
                         stream_);
     down.input.x = w_.x;
     down.input.stride = stride;
+    down.input.order = x_order(matrix);
   }
   down.out_rows = static_cast<int>(config_.hidden_size);
   down.y = w_.partials;

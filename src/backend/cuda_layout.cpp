@@ -169,8 +169,16 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   return w;
 }
 
-bool wants_lane_order(const CudaMatrix& matrix) {
-  return matrix.front().matrix.form != MatrixForm::kF16;
+cuda::XOrder x_order(const DeviceMatrix& matrix) {
+  return matrix.form == MatrixForm::kF16 ? cuda::XOrder::kBlocks : cuda::XOrder::kLaneBlocks;
+}
+
+cuda::XOrder x_order(const CudaMatrix& matrix) {
+  const cuda::XOrder first = x_order(matrix.front().matrix);
+  const bool same = std::all_of(matrix.begin(), matrix.end(), [&](const CudaMatrixPart& part) {
+    return part.matrix.order == nullptr && x_order(part.matrix) == first;
+  });
+  return same ? first : cuda::XOrder::kRows;
 }
 
 uint64_t cuda_decode_bytes(const CudaWeights& weights) {

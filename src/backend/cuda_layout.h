@@ -52,8 +52,10 @@ class CudaArena {
   uintptr_t begin_;
 };
 
-// Whether products of several rows want their activations in the order of cuda::lane_place().
-bool wants_lane_order(const CudaMatrix& matrix);
+// How a product of several rows wants its activations.
+cuda::XOrder x_order(const cuda::DeviceMatrix& matrix);
+// The same of all parts; as rows where they differ, or where columns must be permuted first.
+cuda::XOrder x_order(const CudaMatrix& matrix);
 
 // Places every tensor. Reads nothing of the checkpoint but how its matrices are stored.
 Result<CudaWeights> lay_out_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config,

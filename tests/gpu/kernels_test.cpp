@@ -155,11 +155,11 @@ struct RandomMatrix {
 
 // fp16 rows, padded with zeros as products of several rows want them.
 std::vector<uint16_t> padded_rows(const std::vector<float>& x, int rows, int cols, int64_t stride,
-                                  bool lane_order = false) {
+                                  XOrder order) {
   std::vector<uint16_t> out(static_cast<size_t>(kMaxRows * stride));
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t k = 0; k < cols; ++k)
-      out[static_cast<size_t>(m * stride + (lane_order ? lane_place(static_cast<int>(k)) : k))] =
+      out[static_cast<size_t>(x_place(order, stride, static_cast<int>(m), static_cast<int>(k)))] =
           float_to_f16(x[static_cast<size_t>(m * cols + k)]);
   }
   return out;
@@ -196,7 +196,8 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
         for (const int split : {1, 2}) {
           const int64_t stride = round_up(k, 128);
           const bool staged = rows == 1 && can_stage(w.device, false);
-          const Buffer<uint16_t> in(padded_rows(x, rows, k, stride, form != kF16 && !staged));
+          const XOrder order = staged ? XOrder::kRows : form == kF16 ? XOrder::kBlocks : XOrder::kLaneBlocks;
+          const Buffer<uint16_t> in(padded_rows(x, rows, k, stride, order));
           const Buffer<float> y(static_cast<size_t>(split * rows * n));
           ProductArgs args;
           args.w = w.device;
@@ -220,6 +221,38 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
               << rows << " split " << split;
         }
       }
+    }
+  }
+}
+
+// Every number of rows gives each row the same bits, whatever the tiles that a block takes.
+TEST(GpuProduct, ManyRowsGiveWhatFewGive) {
+  for (const auto& [n, k, split] : {std::tuple{17300, 224, 1}, {2030, 416, 1}, {1570, 1568, 4}}) {
+    const RandomMatrix w(MatrixForm::kF16, n, k, 0);
+    const auto x = rounded(test::normal(static_cast<size_t>(kMaxRows * k)));
+    const int64_t stride = round_up(k, 128);
+    const Buffer<uint16_t> in(padded_rows(x, kMaxRows, k, stride, XOrder::kBlocks));
+    std::vector<float> few;
+    for (const int rows : {1, 2, 8, 16, 32, 64}) {
+      const auto count = static_cast<size_t>(rows * n);
+      const Buffer<float> y(static_cast<size_t>(split) * count);
+      ProductArgs args;
+      args.w = w.device;
+      args.rows = rows;
+      args.input.x = in.get();
+      args.input.stride = stride;
+      args.input.order = XOrder::kBlocks;
+      args.out_rows = n;
+      args.y = y.get();
+      args.y_stride = n;
+      args.split = split;
+      product(args, nullptr);
+      check(cudaGetLastError());
+      const auto parts = y.read();
+      std::vector<float> sums(parts.begin(), parts.begin() + static_cast<std::ptrdiff_t>(count));
+      for (size_t i = count; i < parts.size(); ++i) sums[i % count] += parts[i];
+      for (size_t i = 0; i < few.size(); ++i) ASSERT_EQ(sums[i], few[i]) << rows << " rows, element " << i;
+      few = sums;
     }
   }
 }
@@ -259,7 +292,7 @@ TEST(GpuProduct, SwigluAndDownSurviveLargeValues) {
       const RandomMatrix gate_up(MatrixForm::kF16, 64, 256, 0);
       const RandomMatrix down(MatrixForm::kF16, 48, 32, 0);
       const auto x = rounded(test::normal(static_cast<size_t>(rows * 256), size));
-      const Buffer<uint16_t> in(padded_rows(x, rows, 256, 256));
+      const Buffer<uint16_t> in(padded_rows(x, rows, 256, 256, rows == 1 ? XOrder::kRows : XOrder::kBlocks));
       const Buffer<float> products(static_cast<size_t>(rows * 32)), y(static_cast<size_t>(rows * 48));
       const Buffer<uint32_t> row_max(kMaxRows);
       row_max.zero();
@@ -295,7 +328,7 @@ TEST(GpuProduct, SwigluAndDownSurviveLargeValues) {
       if (rows == 1) {
         second.input.values = products.get();
       } else {
-        scale_to_half({rows, 32, products.get(), row_max.get(), scaled.get(), 128}, nullptr);
+        scale_to_half({rows, 32, products.get(), row_max.get(), scaled.get(), 128, XOrder::kBlocks}, nullptr);
         second.input.x = scaled.get();
         second.input.stride = 128;
       }
@@ -574,6 +607,33 @@ TEST(GpuRows, AddNormScalesAndPads) {
     EXPECT_LT(error_of(std::span(actual).subspan(m * 512, kCols), reference::rms_norm(added, norm, 1e-5)),
               1e-3);
     for (size_t i = kCols; i < 512; ++i) EXPECT_EQ(actual[m * 512 + i], 0.0F);
+  }
+}
+
+TEST(GpuRows, EveryOrderOfActivations) {
+  constexpr int kRows = 11;
+  constexpr int kCols = 200;
+  constexpr int kStride = 256;
+  std::vector<uint16_t> x(size_t{kRows} * kStride);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint16_t>(i + 1);
+  std::vector<int32_t> order(kCols);
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), test::generator());
+  const Buffer<uint16_t> d_x(x);
+  const Buffer<int32_t> d_order(order);
+  for (const XOrder to : {XOrder::kRows, XOrder::kBlocks, XOrder::kLaneBlocks}) {
+    for (const bool permuted : {false, true}) {
+      const Buffer<uint16_t> out(size_t{16} * kStride);
+      reorder({kRows, kCols, kStride, permuted ? d_order.get() : nullptr, d_x.get(), out.get(), to}, nullptr);
+      const auto actual = out.read();
+      for (int row = 0; row < kRows; ++row) {
+        for (int k = 0; k < kStride; ++k) {
+          const int from = permuted && k < kCols ? order[static_cast<size_t>(k)] : k;
+          EXPECT_EQ(actual[static_cast<size_t>(x_place(to, kStride, row, k))],
+                    k < kCols ? x[static_cast<size_t>(row * kStride + from)] : 0);
+        }
+      }
+    }
   }
 }
 

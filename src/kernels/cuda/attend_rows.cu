@@ -189,11 +189,12 @@ __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int he
   }
   const float scale = 1.0F / shared.denominator[head];
   const int d = quad * 4 % dim;
-  __half* out = reinterpret_cast<__half*>(a.out) + row * a.out_stride + (first_head + head) * dim;
+  auto* out = reinterpret_cast<__half*>(a.out);
   const float values[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i)
-    out[a.lane_order ? lane_place(d + i) : d + i] = __float2half_rn(values[i] * scale);
+    out[x_place(a.order, a.out_stride, row, (first_head + head) * dim + d + i)] =
+        __float2half_rn(values[i] * scale);
 }
 
 template <int dim, int bits, int G, int threads, int depth>
@@ -244,8 +245,8 @@ __global__ void __launch_bounds__(threads, kThreads / threads)
     for (int w = 0; w < kWarps; ++w) sum += sums[w * heads * dim + i];
     const int head = first_head + i / dim;
     if (splits == 1) {
-      __half* out = reinterpret_cast<__half*>(a.out) + row * a.out_stride + head * dim;
-      out[a.lane_order ? lane_place(i % dim) : i % dim] = __float2half_rn(sum / shared.denominator[i / dim]);
+      reinterpret_cast<__half*>(a.out)[x_place(a.order, a.out_stride, row, head * dim + i % dim)] =
+          __float2half_rn(sum / shared.denominator[i / dim]);
     } else {
       const int64_t at = (int64_t(row) * a.heads.q_heads + head) * kMaxSplits + split;
       a.part_sums[at * dim + i % dim] = sum;

@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   float sum = 0;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) sum += sums[w * dim + threadIdx.x];
-  __half* out = reinterpret_cast<__half*>(a.out) + row * a.out_stride + head * dim;
-  out[a.lane_order ? lane_place(threadIdx.x) : threadIdx.x] = __float2half_rn(sum / softened.y);
+  reinterpret_cast<__half*>(a.out)[x_place(a.order, a.out_stride, row, head * dim + threadIdx.x)] =
+      __float2half_rn(sum / softened.y);
 }
 
 template <int dim, int bits>

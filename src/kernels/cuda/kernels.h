@@ -57,10 +57,12 @@ constexpr int kMaxParts = 4;
 // What a product multiplies, in one of three forms. The last two are made by every block for itself, and are
 // for one row (see can_stage()).
 struct ProductInput {
-  // fp16 [rows][stride], zero-padded to the matrix's chunks, in its order of columns. One row may have a
-  // stride of zero: then it is staged, and needs no padding.
+  // fp16 in blocks (fp16 matrices) or lane blocks (quantised ones), see XOrder, zero-padded to the matrix's
+  // chunks, in its order of columns. One row may have a stride of zero: then it is staged, lies as a row and
+  // needs no padding.
   const uint16_t* x = nullptr;
   int64_t stride = 0;
+  XOrder order = XOrder::kRows;
   // Or: rms_norm(hidden + sum of partials) * norm. One block writes the sum to `hidden_out` (another buffer).
   const float* hidden = nullptr;    // [cols]
   const float* partials = nullptr;  // [parts][cols]
@@ -119,9 +121,9 @@ struct RowAttentionArgs {
   const float* q = nullptr;  // [rows][q_heads * head_dim], rotated and scaled
   int max_splits = 1;        // at least every row's split_count(position + 1)
   int max_split_keys = 0;    // at least every row's split_keys()
-  uint16_t* out = nullptr;   // fp16 [rows][out_stride]
+  uint16_t* out = nullptr;   // fp16, rows out_stride long
   int64_t out_stride = 0;
-  bool lane_order = false;        // of out: see lane_place()
+  XOrder order = XOrder::kRows;   // of out
   float* part_sums = nullptr;     // [rows][q_heads][kMaxSplits][head_dim]
   float* part_scalars = nullptr;  // [rows][q_heads][kMaxSplits][2]: maximum, denominator
   uint32_t* arrived = nullptr;    // [rows][q_heads], zero, and zero again afterwards
@@ -209,9 +211,9 @@ struct AddNormArgs {
   const uint32_t* row_max = nullptr;  // the partials are multiplied by the scale that it asks for; null: 1
   const float* norm = nullptr;
   float epsilon = 0;
-  uint16_t* x = nullptr;  // [rows][stride], zero-padded; null: none
+  uint16_t* x = nullptr;  // rows `stride` long, zero-padded; null: none
   int64_t stride = 0;
-  bool lane_order = false;  // of x: see lane_place()
+  XOrder order = XOrder::kRows;  // of x
 };
 void add_norm(const AddNormArgs& args, cudaStream_t stream);
 
@@ -221,9 +223,9 @@ struct ScaleToHalfArgs {
   int cols = 0;
   const float* values = nullptr;
   const uint32_t* row_max = nullptr;
-  uint16_t* x = nullptr;  // [rows][stride], zero-padded
+  uint16_t* x = nullptr;  // rows `stride` long, zero-padded
   int64_t stride = 0;
-  bool lane_order = false;
+  XOrder order = XOrder::kRows;  // of x
 };
 void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream);
 
@@ -231,9 +233,17 @@ void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream);
 // that decoding is held against.
 void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream);
 
-// out[lane_place(i)] = x[order[i]] of each row, fp16.
-void permute_half(int rows, int cols, int64_t stride, const int32_t* order, const uint16_t* x, uint16_t* out,
-                  cudaStream_t stream);
+// fp16 rows `stride` long into another order, zero-padded: out[i] = x[order[i]] of each row.
+struct ReorderArgs {
+  int rows = 0;
+  int cols = 0;
+  int64_t stride = 0;
+  const int32_t* order = nullptr;  // null: i
+  const uint16_t* x = nullptr;     // as rows
+  uint16_t* out = nullptr;
+  XOrder out_order = XOrder::kRows;
+};
+void reorder(const ReorderArgs& args, cudaStream_t stream);
 
 // --- Sampling --------------------------------------------------------------------------------------------
 

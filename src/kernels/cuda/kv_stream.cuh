@@ -110,6 +110,7 @@ class KvStream {
       const int batch = started_ - what * batches_;
 #pragma unroll
       for (int u = 0; u < loads; ++u) {
+        if (first_key(batch) + u * B::stride >= keys_) continue;
         const int key = key_of(batch, u);
         const PageView<dim, bits> page(a_.cache, pages_[key / kPageTokens], a_.heads.kv_heads, kv_head_);
         const std::byte* from = page.at(what, key % kPageTokens, threadIdx.x % B::lanes);

@@ -81,6 +81,19 @@ constexpr int lane_place(int col) {
   return col / 32 * 32 + col % 16 / 4 * 8 + col % 32 / 16 * 4 + col % 4;
 }
 
+// How the fp16 activations of a product lie. What a warp takes at once lies together, 512 bytes, in blocks of
+// 8 rows and 32 columns; single rows that blocks stage for themselves, and those of cuBLASLt, as rows.
+enum class XOrder : int {
+  kRows,        // [rows][stride]
+  kBlocks,      // [rows / 8][stride / 32][8][32]
+  kLaneBlocks,  // the same, columns in the order of lane_place()
+};
+constexpr int64_t x_place(XOrder order, int64_t stride, int row, int col) {
+  if (order == XOrder::kRows) return row * stride + col;
+  const int in_order = order == XOrder::kLaneBlocks ? lane_place(col) : col;
+  return row / 8 * 8 * stride + in_order / 32 * 256 + row % 8 * 32 + in_order % 32;
+}
+
 // Rows of activations of one skinny product. Products of more rows are cuBLASLt's.
 constexpr int kMaxRows = 64;
 

@@ -17,7 +17,7 @@
 namespace qwen2::cuda {
 
 constexpr int kMaxWarps = 12;
-constexpr int kReduceColumns = 16;
+constexpr int kReduceColumns = 32;
 
 // Warps that take the columns of a tile in turn. It decides in which order a sum is added up, so it is the
 // same for every batch and matrix; with fewer, the two projections into the residual stream would have too
@@ -36,9 +36,15 @@ inline int product_teams(const ProductArgs& a, int multiprocessors) {
 template <int NT>
 using Sums = float[NT == 0 ? 1 : NT][4];  // NT = 0: one row, in every column
 
+// Elements from a lane's activations of 32 columns to those of the next 32: one row lies as such in shared
+// memory, several in blocks (see XOrder).
+template <int NT>
+constexpr int kNextActivations = NT == 0 ? 32 : 256;
+
 // The activations of steps s and s + 1 of a chunk; `x` points at lane t's first ones.
+template <int NT>
 __device__ __forceinline__ void load_activations(const __half* x, int s, uint32_t (&b)[2][2]) {
-  const uint4 v = *reinterpret_cast<const uint4*>(x + 16 * s);
+  const uint4 v = *reinterpret_cast<const uint4*>(x + s / 2 * kNextActivations<NT>);
   b[0][0] = v.x;
   b[0][1] = v.y;
   b[1][0] = v.z;
@@ -58,7 +64,7 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
   for (int s = 0; s < steps; s += 2) {
     uint32_t b[columns][2][2];
 #pragma unroll
-    for (int n = 0; n < columns; ++n) load_activations(x + n * stride8, s, b[n]);
+    for (int n = 0; n < columns; ++n) load_activations<NT>(x + n * stride8, s, b[n]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t a[4];
@@ -112,14 +118,16 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
   }
 }
 
-// Columns that are added up at once, and buffers, so that one tile's sums are read while the next one's are
-// written.
+// How a team adds up the sums of its warps: so many columns (rows of activations) at once, column by column
+// at a distance that keeps lanes out of each other's banks, in buffers of which one is read while the next
+// tile's is written.
 template <int NT>
 struct Reduce {
-  static constexpr int columns = NT == 0 ? 1 : NT == 1 ? 8 : kReduceColumns;
-  static constexpr int passes = NT <= 2 ? 1 : NT / 2;
+  static constexpr int columns = NT == 0 ? 1 : NT <= 2 ? 8 * NT : kReduceColumns;
+  static constexpr int distance = NT == 0 ? kTileRows : kTileRows + 4;
+  static constexpr int passes = NT <= 4 ? 1 : NT / 4;
   static constexpr int buffers = NT <= 2 ? 2 : 1;
-  static constexpr int floats = kMaxWarps * kTileRows * columns * buffers;
+  static constexpr int floats = kMaxWarps * distance * columns * buffers;
 };
 
 __device__ __forceinline__ void team_barrier(int team) {
@@ -160,42 +168,72 @@ __device__ __forceinline__ void finish_row(const ProductArgs& a, int tile, int t
   state.largest = fmaxf(state.largest, magnitude);
 }
 
+// Adds up the four warps' sums of `each` neighbouring rows of a column.
+template <int each>
+__device__ __forceinline__ void add_warps(const float* from, int of_warp, float (&sum)[each]) {
+  static_assert(kSplitWarps == 4);
+  float v[kSplitWarps][each];
+#pragma unroll
+  for (int w = 0; w < kSplitWarps; ++w) {
+    if constexpr (each == 2) {
+      const float2 two = *reinterpret_cast<const float2*>(from + w * of_warp);
+      v[w][0] = two.x;
+      v[w][1] = two.y;
+    } else {
+      v[w][0] = from[w * of_warp];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < each; ++i) sum[i] = (v[0][i] + v[1][i]) + (v[2][i] + v[3][i]);
+}
+
 // The same of several rows.
-template <int NT>
+template <int NT, int output>
 __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int turn, int team, int in_team,
                                             const Sums<NT>& sums, float* buffer, const float* factors,
                                             unsigned* block_max) {
   using R = Reduce<NT>;
+  constexpr int of_warp = R::distance * R::columns;
+  constexpr int each = R::columns == 32 ? 2 : 1;  // pairs of rows of a thread
+  constexpr int threads = kTileRows / 2 * R::columns / each;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  float* own =
-      buffer + turn % R::buffers * (kMaxWarps * kTileRows * R::columns) + warp * kTileRows * R::columns;
-  const float* all = own - in_team * kTileRows * R::columns;
+  float* own = buffer + (turn % R::buffers * kMaxWarps + warp) * of_warp;
+  const int thread = (in_team + turn) % kSplitWarps * kWarp + lane;  // every warp has its turn
+  const int first = thread % (8 / each) * each;
+  // Columns that lie two apart are in different banks.
+  const int place = thread / (8 / each);
+  const int column = place % 4 * 2 + place / 4 % 2 + place / 8 * 8;
+  const float* all = own - in_team * of_warp + column * R::distance + first;
 #pragma unroll
   for (int pass = 0; pass < R::passes; ++pass) {
 #pragma unroll
     for (int n = 0; n < R::columns / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        own[(lane / 4 + i / 2 * 8) * R::columns + n * 8 + lane % 4 * 2 + i % 2] =
+        own[(n * 8 + lane % 4 * 2 + i % 2) * R::distance + lane / 4 + i / 2 * 8] =
             sums[pass * (R::columns / 8) + n][i];
     }
     team_barrier(team);
-    for (int column = (in_team + turn) % kSplitWarps; column < R::columns; column += kSplitWarps) {
-      const int pair = lane / 4;
-      static_assert(kSplitWarps == 4);  // a lane of four for each warp's sum
-      float v0 = all[(lane % 4 * kTileRows + pair) * R::columns + column];
-      float v1 = all[(lane % 4 * kTileRows + pair + 8) * R::columns + column];
-      v0 += __shfl_xor_sync(kFullMask, v0, 1);
-      v1 += __shfl_xor_sync(kFullMask, v1, 1);
-      v0 += __shfl_xor_sync(kFullMask, v0, 2);
-      v1 += __shfl_xor_sync(kFullMask, v1, 2);
-      const int m = pass * R::columns + column;
-      if (lane % 4 != 0 || m >= a.rows) continue;
-      QkvPair qkv;
-      if (a.output == ProductOutput::kQkv) qkv = find_qkv(a, tile, pair, m);
-      const float magnitude = store_pair<kAnyOutput>(a, tile, pair, m, v0, v1, factors[m], qkv);
-      if (a.output == ProductOutput::kSwiglu) atomicMax(block_max + m, __float_as_uint(magnitude));
+    const int m = pass * R::columns + column;
+    float largest = 0;
+    if (thread < threads && m < a.rows) {
+      float low[each];
+      float high[each];
+      add_warps<each>(all, of_warp, low);
+      add_warps<each>(all + 8, of_warp, high);
+#pragma unroll
+      for (int i = 0; i < each; ++i) {
+        QkvPair qkv;
+        if (writes<output>(a, ProductOutput::kQkv)) qkv = find_qkv(a, tile, first + i, m);
+        largest = fmaxf(largest, store_pair<output>(a, tile, first + i, m, low[i], high[i], factors[m], qkv));
+      }
+    }
+    if (writes<output>(a, ProductOutput::kSwiglu)) {
+#pragma unroll
+      for (int o = 8 / each / 2; o > 0; o /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, o));
+      if (thread < threads && m < a.rows && first == 0) atomicMax(block_max + m, __float_as_uint(largest));
     }
     if (R::buffers == 1) team_barrier(team);
   }
@@ -341,7 +379,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
       block_max[m] = 0;
     }
     stride = a.input.stride;
-    x = reinterpret_cast<const __half*>(a.input.x) + (NT == 1 ? g & (a.rows - 1) : g) * stride + 8 * t;
+    x = reinterpret_cast<const __half*>(a.input.x) + (NT == 1 ? g & (a.rows - 1) : g) * 32 + 8 * t;
   }
   __syncthreads();
 
@@ -354,7 +392,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
     if constexpr (NT == 0) {
       finish_row<output>(a, tile, turn++, in_team, sums, buffer, state);
     } else {
-      finish_rows<NT>(a, tile, turn++, team, in_team, sums, buffer, factors, block_max);
+      finish_rows<NT, output>(a, tile, turn++, team, in_team, sums, buffer, factors, block_max);
     }
 #pragma unroll
     for (auto& column : sums) {
@@ -375,8 +413,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
       if (work <= 0) break;
       --work;
       const LaneChunk taken = ring.take(i);
-      multiply_chunk<form, NT, fine>(w, taken, x + chunk * chunk_columns(form), 8 * stride, tile, chunk, g,
-                                     magic, sums);
+      multiply_chunk<form, NT, fine>(w, taken, x + chunk * (chunk_columns(form) / 32) * kNextActivations<NT>,
+                                     8 * stride, tile, chunk, g, magic, sums);
       chunk += kSplitWarps;
       fetch.next(ring, i);
       if (--step > 0) continue;

@@ -56,8 +56,9 @@ __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p
   const int dim = a.heads.head_dim;
   v0 += p.bias0;
   v1 += p.bias1;
-  const float first = v0 * p.rotation.x - v1 * p.rotation.y;
-  v1 = v1 * p.rotation.x + v0 * p.rotation.y;
+  // Said explicitly: every kernel must round alike.
+  const float first = __fmaf_rn(v0, p.rotation.x, -__fmul_rn(v1, p.rotation.y));
+  v1 = __fmaf_rn(v1, p.rotation.x, __fmul_rn(v0, p.rotation.y));
   v0 = first;
   if (p.head < a.heads.q_heads) {
     float* q = a.q + (int64_t(m) * a.heads.q_heads + p.head) * dim;

@@ -66,10 +66,10 @@ __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
     factor[0] = rsqrtf(sum / float(a.cols) + a.epsilon);
   }
   __syncthreads();
-  __half* x = reinterpret_cast<__half*>(a.x) + row * a.stride;
+  __half* x = reinterpret_cast<__half*>(a.x);
   for (int k = threadIdx.x; k < a.stride; k += kNormThreads) {
     const float value = k < a.cols ? hidden[k] * factor[0] * a.norm[k] : 0.0F;
-    x[a.lane_order ? lane_place(k) : k] = __float2half_rn(saturate_half(value));
+    x[x_place(a.order, a.stride, row, k)] = __float2half_rn(saturate_half(value));
   }
 }
 
@@ -79,21 +79,23 @@ __global__ void scale_to_half_kernel(const __grid_constant__ ScaleToHalfArgs a) 
   const int row = blockIdx.y;
   const float down = 1.0F / half_scale(__uint_as_float(__ldcg(a.row_max + row)));
   const float* values = a.values + int64_t(row) * a.cols;
-  __half* x = reinterpret_cast<__half*>(a.x) + row * a.stride;
+  __half* x = reinterpret_cast<__half*>(a.x);
   for (int64_t k = blockIdx.x * blockDim.x + threadIdx.x; k < a.stride; k += gridDim.x * blockDim.x) {
     float value = 0;
     if (k < a.cols) value = __ldcg(values + k) * down;
-    x[a.lane_order ? lane_place(static_cast<int>(k)) : k] = __float2half_rn(saturate_half(value));
+    x[x_place(a.order, a.stride, row, static_cast<int>(k))] = __float2half_rn(saturate_half(value));
   }
 }
 
-__global__ void permute_half_kernel(int cols, int64_t stride, const int32_t* order, const uint16_t* x,
-                                    uint16_t* out) {
+__global__ void reorder_kernel(const __grid_constant__ ReorderArgs a) {
   let_next_start();
   wait_for_previous();
-  const int64_t row = blockIdx.x;
-  for (int k = threadIdx.x; k < stride; k += blockDim.x)
-    out[row * stride + lane_place(k)] = k < cols ? __ldcg(x + row * stride + order[k]) : uint16_t{0};
+  const int row = blockIdx.x;
+  for (int k = threadIdx.x; k < a.stride; k += blockDim.x) {
+    uint16_t value = 0;
+    if (k < a.cols) value = __ldcg(a.x + row * a.stride + (a.order != nullptr ? a.order[k] : k));
+    a.out[x_place(a.out_order, a.stride, row, k)] = value;
+  }
 }
 
 __global__ void __launch_bounds__(512) read_all_kernel(const uint4* data, int64_t count, uint32_t* out) {
@@ -132,9 +134,8 @@ void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream
                                                            static_cast<int64_t>(bytes / 16), out);
 }
 
-void permute_half(int rows, int cols, int64_t stride, const int32_t* order, const uint16_t* x, uint16_t* out,
-                  cudaStream_t stream) {
-  launch<permute_half_kernel>(dim3(rows), 256, 0, stream, cols, stride, order, x, out);
+void reorder(const ReorderArgs& args, cudaStream_t stream) {
+  launch<reorder_kernel>(dim3(args.rows), 256, 0, stream, args);
 }
 
 }  // namespace qwen2::cuda
