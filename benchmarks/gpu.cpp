@@ -5,7 +5,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -134,13 +136,19 @@ class Bench {
   }
 
   void attention(int length) {
-    const cuda::RowAttentionArgs a = attention_args(length);
-    report(fmt::format("attention {}", length),
-           time_calls(stream_, kLayers * 2, [&](int) { cuda::attend_rows(a, stream_); }),
+    cuda::RowAttentionArgs a = attention_args(length);
+    const int64_t bytes = rows_ * pages_of(length) * 2 * cuda::kv_page_bytes(16, 128);
+    const auto call = [&](int i) {
+      a.cache.data = reinterpret_cast<std::byte*>(weights_) + i % (kWeights / bytes) * bytes;
+      cuda::attend_rows(a, stream_);
+    };
+    report(fmt::format("attention {}", length), time_calls(stream_, kLayers * 2, call),
            int64_t{rows_} * length * 1024);
   }
 
  private:
+  static int pages_of(int length) { return (length + cuda::kPageTokens - 1) / cuda::kPageTokens; }
+
   // `kind`: fp16, to be normed, or float activations. The i-th copy of the weights.
   void call(const Matrix& m, cuda::ProductOutput output, int kind, int i) {
     const auto copies = std::min<int64_t>(kLayers, (kWeights - (int64_t{1} << 24)) / m.bytes);
@@ -187,19 +195,23 @@ class Bench {
   cuda::RowAttentionArgs attention_args(int length) {
     check(cudaMemset(words_, 0, 4096 * sizeof(uint32_t)), "filling");
     std::vector<uint32_t> info(64 * 4);
-    for (size_t i = 0; i < 64; ++i) info[i * 4 + 1] = info[i * 4 + 3] = static_cast<uint32_t>(length - 1);
+    for (size_t i = 0; i < 64; ++i) {
+      info[i * 4 + 1] = info[i * 4 + 3] = static_cast<uint32_t>(length - 1);
+      info[i * 4 + 2] = static_cast<uint32_t>(i) * static_cast<uint32_t>(pages_of(length));
+    }
+    std::vector<uint32_t> pages(2048);
+    std::iota(pages.begin(), pages.end(), 0U);
+    check(cudaMemcpy(words_ + 2048, pages.data(), pages.size() * 4, cudaMemcpyHostToDevice), "pages");
     check(cudaMemcpy(words_ + 1024, info.data(), info.size() * 4, cudaMemcpyHostToDevice), "rows");
     cuda::RowAttentionArgs a;
     a.rows = rows_;
     a.row_info = reinterpret_cast<const cuda::Row*>(words_ + 1024);
     a.heads = {12, 2, 128};
-    a.cache.pages =
-        words_ + 2048;  // one page again and again: this is for short contexts, which the caches hold
+    a.cache.pages = words_ + 2048;
     a.cache.data = reinterpret_cast<std::byte*>(weights_);
     a.cache.rotations = norm_;
     a.q = floats_;
     a.max_splits = cuda::split_count(length);
-    a.max_split_keys = cuda::split_keys(length);
     a.out = x_;
     a.out_stride = 1536;
     a.part_sums = out_;
@@ -242,12 +254,25 @@ void run(int rows) {
                   kStore, 1);
   }
   for (const int length : {1, 129, 256, 2048}) bench.attention(length);
+  if (rows == 1) bench.attention(30721);
 }
 
 }  // namespace
 }  // namespace qwen2
 
-int main() {
-  for (const int rows : {1, 8, 32, 64}) qwen2::run(rows);
+// gpu_benchmarks [ROWS...]
+int main(int argc, char** argv) {
+  std::vector<int> rows{1, 8, 32, 64};
+  if (argc > 1) {
+    rows.clear();
+    for (int i = 1; i < argc; ++i) rows.push_back(std::atoi(argv[i]));
+  }
+  for (const int count : rows) {
+    if (count < 1 || count > qwen2::cuda::kMaxRows || (count & (count - 1)) != 0) {
+      fmt::print(stderr, "gpu_benchmarks: ROWS must be powers of two up to {}\n", qwen2::cuda::kMaxRows);
+      return 1;
+    }
+    qwen2::run(count);
+  }
   return 0;
 }

@@ -19,7 +19,7 @@ namespace qwen2 {
 // cheaper than a product of their own.
 constexpr int64_t kShortChunk = 16;
 // Grids of the attention of rows that graphs are recorded for: parts of the longest row.
-constexpr std::array<int, 3> kSplitClasses{1, 8, cuda::kMaxSplits};
+constexpr std::array<int, 3> kSplitClasses{1, 16, cuda::kMaxSplits};
 
 class CudaBackend final : public Backend {
  public:

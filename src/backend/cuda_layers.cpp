@@ -144,9 +144,6 @@ cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_
   attention.cache = cache(layer);
   attention.q = w_.q;
   attention.max_splits = max_splits;
-  attention.max_split_keys = max_splits < cuda::kMaxSplits
-                                 ? cuda::kMinSplitKeys
-                                 : cuda::split_keys(static_cast<int>(plan_.limits.max_model_len));
   attention.out = w_.attended;
   attention.out_stride = cuda_row_stride(config_.q_size());
   attention.order = stages_plain(output.front().matrix, count) ? cuda::XOrder::kRows : x_order(output);

@@ -516,7 +516,6 @@ TEST(GpuAttention, SingleRowsOverPages) {
                     .key_bias = {c.pairs, index.get(), first.get(), second.get()}};
       args.q = d_q.get();
       args.max_splits = split_count(c.length);
-      args.max_split_keys = split_keys(c.length);
       args.out = out.get();
       args.out_stride = c.q_heads * c.dim;
       args.part_sums = sums.get();

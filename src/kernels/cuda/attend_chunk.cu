@@ -3,6 +3,7 @@
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/matrices.cuh"
 
 namespace qwen2::cuda {
 namespace {
@@ -13,18 +14,6 @@ constexpr int kTokens = kWarps * 16;  // of a block
 constexpr int kKeys = kPageTokens;
 constexpr int kPairsAtOnce = 8;  // of a key bias, in shared memory
 constexpr float kLog2e = 1.4426950408889634F;
-
-// Four matrices of 8 x 8; lane i gives the address of row i % 8 of matrix i / 8.
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(p)));
-}
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const void* p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(p)));
-}
 
 // fp16 [64][dim] with pieces of 16 bytes in an order that keeps eight rows out of each other's banks.
 template <int dim>
@@ -61,7 +50,7 @@ __device__ __forceinline__ void load_page(const ChunkAttentionArgs& a, uint32_t 
 }
 
 // What the key bias that is kept out of the cache adds to the scores of the warp's 16 rows: see
-// attend_rows.cuh. Pairs by kPairsAtOnce; `rotations` [kKeys][kPairsAtOnce][2] and `terms`
+// attend_rows.cu. Pairs by kPairsAtOnce; `rotations` [kKeys][kPairsAtOnce][2] and `terms`
 // [kTokens][kPairsAtOnce][2] are shared.
 template <int dim>
 __device__ void add_key_bias(const ChunkAttentionArgs& a, int first_token, int head, int kv_head,

@@ -1,138 +1,220 @@
 // Attention of single rows over the paged cache.
 //
-// A block takes one part of one row's keys for the query heads of one KV head. First every warp scores its
-// keys and leaves the scores in shared memory; then one warp a head makes them weights; then every warp sums
-// its values. Where a row has several parts, the block that arrives last merges them, in their order.
-#include "kernels/cuda/kv_stream.cuh"
+// A block takes one part of one row's keys for query heads of one KV head, and each of its warps tiles of 16
+// keys in turn, with a running softmax. The tensor cores multiply: query heads are the rows of the left
+// operand, eight with what fp16 keeps of them and the same eight with what it leaves, so that neither queries
+// nor weights are rounded. Warps are merged at the end, in their order. Where a row has several parts, the
+// block that arrives last merges them, in their order. So a row's result depends on its length and the card
+// alone.
+#include <algorithm>
+
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/warp_tiles.cuh"
 
 namespace qwen2::cuda {
 namespace {
 
-// Rows up to which a head is a block: more would not be on the card at once.
-constexpr int kShortRows = 8;
+constexpr int kHeads = 8;  // of one block at most
+// Rows up to which a short row's heads are a block each: more would not be on the card at once.
+constexpr int kFewRows = 4;
 
 struct Shared {
   float q_bias[kHeads][kMaxBiasPairs][2];
-  float maximum[kHeads];
+  float2 softmax[kWarps][kHeads];  // maximum, denominator
   float denominator[kHeads];
   float factors[kHeads][kMaxSplits];
   bool last;
 };
 
-// Keys or values that a lane takes at once. Without copies in flight few heads leave registers for all keys
-// of a short context.
-template <int G>
-constexpr int kLoads = kAsync || G > 2 ? 2
-                       : G == 1        ? 8
-                                       : 4;
+// Bytes of a warp: its tiles of keys and values, one behind the other or in turn, and later its sums.
+template <int dim, int bits, int depth>
+constexpr int warp_bytes(int heads) {
+  const int tiles = (depth > 0 ? 2 * depth : 1) * KvTile<dim, bits>::kBytes;
+  const int sums = heads * (dim + 8) * static_cast<int>(sizeof(float));
+  return ((tiles > sums ? tiles : sums) + 127) / 128 * 128;
+}
+// Bytes of the block's queries.
+template <int dim>
+constexpr int kQueryBytes = dim / 16 * kWarp * 16;
 
-template <int dim, int G, class Stream>
-__device__ __forceinline__ void score_keys(int heads, const float* q, int keys, Stream& stream,
-                                           float* scores) {
-  using B = typename Stream::B;
-  const int lane = threadIdx.x % B::lanes;
-  float query[G][kElements];
-#pragma unroll
-  for (int h = 0; h < G; ++h) load_query<dim>(q + min(h, heads - 1) * dim, query[h]);
-#pragma unroll 1
-  for (int batch = 0; batch < stream.batches(); ++batch) {
-    const B k = stream.take(0, batch);
-#pragma unroll
-    for (int u = 0; u < B::kUnroll; ++u) {
-      float values[kElements];
-      unpack(k.values[u], values);
-      float score = 0;
-#pragma unroll
-      for (int h = 0; h < G; ++h) {
-        float sum = 0;
-#pragma unroll
-        for (int i = 0; i < kElements; ++i) sum += query[h][i] * values[i];
-#pragma unroll
-        for (int o = B::lanes / 2; o > 0; o /= 2) sum += __shfl_xor_sync(kFullMask, sum, o);
-        if (lane == h) score = sum;
-      }
-      const int key = stream.first_key(batch) + u * B::stride;
-      if (lane < heads && key < keys) scores[key * kHeads + lane] = score * k.scale[u];
-    }
-  }
-  __syncthreads();
+// What fp16 keeps of two floats, and what it leaves.
+__device__ __forceinline__ void split_half(float x, float y, uint32_t& high, uint32_t& low) {
+  const __half2 kept = __floats2half2_rn(saturate_half(x), saturate_half(y));
+  const float2 back = __half22float2(kept);
+  high = as_bits(kept);
+  low = as_bits(__floats2half2_rn(saturate_half(x - back.x), saturate_half(y - back.y)));
 }
 
-// Scores to weights; one warp a head.
-__device__ void soften(int heads, int keys, float* scores, float* maximum, float* denominator) {
-  const int warp = threadIdx.x / kWarp;
+// The left operand of the scores: what a thread brings of it, asked for before other loads, and stores in
+// shared memory [dim / 16][32].
+template <int dim, int bits>
+class Queries {
+ public:
+  __device__ __forceinline__ explicit Queries(const Part& part) {
+    const int step = threadIdx.x / kWarp;
+    const int head = threadIdx.x % kWarp / 4;
+    if (step >= dim / 16 || head >= part.heads) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      pairs_[half] = __ldcg(reinterpret_cast<const float2*>(
+          part.q + head * dim + KvTile<dim, bits>::query_dim(step, threadIdx.x % 4, half)));
+  }
+  __device__ __forceinline__ void store(uint4* queries) const {
+    static_assert(kWarps >= dim / 16);
+    if (threadIdx.x >= dim / 16 * kWarp) return;
+    uint4 out;
+    split_half(pairs_[0].x, pairs_[0].y, out.x, out.y);
+    split_half(pairs_[1].x, pairs_[1].y, out.z, out.w);
+    queries[threadIdx.x] = out;
+  }
+
+ private:
+  float2 pairs_[2] = {};
+};
+
+// What the key bias that is kept out of the cache adds to scores rotates with the key's position: its
+// products with the queries, by pair.
+template <int dim>
+__device__ void stage_bias(const RowAttentionArgs& a, const Part& part,
+                           float (&q_bias)[kHeads][kMaxBiasPairs][2]) {
+  const KeyBiasView& bias = a.cache.key_bias;
+  const int32_t* index = bias.index + part.kv_head * kMaxBiasPairs;
+  for (int i = threadIdx.x; i < kHeads * bias.pairs; i += blockDim.x) {
+    const int head = i / bias.pairs;
+    const int pair = i % bias.pairs;
+    float2 product = {};
+    if (head < part.heads) {
+      const float b0 = bias.first[part.kv_head * kMaxBiasPairs + pair];
+      const float b1 = bias.second[part.kv_head * kMaxBiasPairs + pair];
+      const float q0 = __ldcg(part.q + head * dim + index[pair]);
+      const float q1 = __ldcg(part.q + head * dim + index[pair] + dim / 2);
+      product = {q0 * b0 + q1 * b1, q1 * b0 - q0 * b1};
+    }
+    q_bias[head][pair][0] = product.x;
+    q_bias[head][pair][1] = product.y;
+  }
+}
+
+// This lane's share of it: for one head, of keys 8 n + 2 t + i of a tile.
+template <int dim>
+__device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const Part& part, int tile_key,
+                                         const float (&q_bias)[kHeads][kMaxBiasPairs][2],
+                                         float (&scores)[2][2]) {
+  const KeyBiasView& bias = a.cache.key_bias;
+  const int32_t* index = bias.index + part.kv_head * kMaxBiasPairs;
+  const auto* rotations = reinterpret_cast<const float2*>(a.cache.rotations);
   const int lane = threadIdx.x % kWarp;
-  if (warp < heads) {
-    float max = -INFINITY;
-    for (int key = lane; key < keys; key += kWarp) max = fmaxf(max, scores[key * kHeads + warp]);
-    max = warp_max(max);
-    float sum = 0;
-    for (int key = lane; key < keys; key += kWarp) {
-      const float weight = __expf(scores[key * kHeads + warp] - max);
-      scores[key * kHeads + warp] = weight;
-      sum += weight;
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) {
-      maximum[warp] = max;
-      denominator[warp] = sum;
+#pragma unroll 1
+  for (int pair = 0; pair < bias.pairs; ++pair) {
+    const float b0 = q_bias[lane / 4][pair][0];
+    const float b1 = q_bias[lane / 4][pair][1];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int key = min(tile_key + j / 2 * 8 + lane % 4 * 2 + j % 2, part.keys - 1) + part.first_key;
+      const float2 r = __ldg(rotations + int64_t(key) * (dim / 2) + index[pair]);
+      scores[j / 2][j % 2] += b0 * r.x + b1 * r.y;
     }
   }
-  __syncthreads();
 }
 
-// Sums of weighted values, into `sums` [kWarps][heads][dim] of shared memory.
-template <int dim, int G, int threads, class Stream>
-__device__ __forceinline__ void sum_values(int heads, int keys, Stream& stream, const float* weights,
+// A warp's softmax so far, of head lane / 4.
+template <int dim>
+struct Running {
+  float maximum = -INFINITY;
+  float denominator = 0;  // of this lane's keys
+  float sums[dim / 8][4] = {};
+};
+
+// Adds a tile; `first_tile_key` counts from the part's first key.
+template <int dim, int bits, int depth>
+__device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& part, const Shared& shared,
+                                         const uint4* queries, int tile, Tiles<dim, bits, depth>& tiles,
+                                         Running<dim>& running) {
+  using Tile = KvTile<dim, bits>;
+  const int lane = threadIdx.x % kWarp;
+  const int keys = tiles.count(tile);
+  float products[2][2][4] = {};  // of even and odd steps
+  float scores[2][2];
+  const std::byte* k = tiles.arrived(tile, 0);
+  Tile::score(k, queries, products);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int key = j / 2 * 8 + lane % 4 * 2 + j % 2;
+    scores[j / 2][j % 2] = ((products[0][j / 2][j % 2] + products[0][j / 2][2 + j % 2]) +
+                            (products[1][j / 2][j % 2] + products[1][j / 2][2 + j % 2])) *
+                           Tile::scale(k, key);
+  }
+  tiles.read(tile, 0);
+  if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, tile * kTileKeys, shared.q_bias, scores);
+  float maximum = running.maximum;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int key = j / 2 * 8 + lane % 4 * 2 + j % 2;
+    if (key >= keys) scores[j / 2][j % 2] = -INFINITY;
+    maximum = fmaxf(maximum, scores[j / 2][j % 2]);
+  }
+  maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, 1));
+  maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, 2));
+  if (running.maximum != -INFINITY) {
+    const float shrink = __expf(running.maximum - maximum);
+    running.denominator *= shrink;
+#pragma unroll
+    for (auto& sum : running.sums) {
+#pragma unroll
+      for (float& value : sum) value *= shrink;
+    }
+  }
+  running.maximum = maximum;
+  const std::byte* v = tiles.arrived(tile, 1);
+  uint32_t weights[4];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    float weight[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      weight[i] = __expf(scores[n][i] - maximum);
+      running.denominator += weight[i];
+      const int key = n * 8 + lane % 4 * 2 + i;
+      if (bits == 8) weight[i] = key < keys ? weight[i] * Tile::scale(v, key) : 0.0F;
+    }
+    split_half(weight[0], weight[1], weights[2 * n], weights[2 * n + 1]);
+  }
+  Tile::add(v, weights, running.sums);
+  tiles.read(tile, 1);
+}
+
+// The warp's sums and softmax to shared memory.
+template <int dim, int bits>
+__device__ __forceinline__ void leave_sums(const Part& part, const Running<dim>& running, float2* softmax,
                                            float* sums) {
-  using B = typename Stream::B;
-  constexpr int lanes = B::lanes;
-  const int lane = threadIdx.x % lanes;
-  constexpr int stands_for = kThreads / threads;
-  static_assert(B::kUnroll % stands_for == 0);
-  float total[stands_for][G][kElements] = {};
-#pragma unroll 1
-  for (int batch = 0; batch < stream.batches(); ++batch) {
-    const B v = stream.take(1, batch);
+  const int lane = threadIdx.x % kWarp;
+  const int head = lane / 4;
+  float denominator = running.denominator;
+  denominator += __shfl_xor_sync(kFullMask, denominator, 1);
+  denominator += __shfl_xor_sync(kFullMask, denominator, 2);
+  if (head >= part.heads) return;
+  if (lane % 4 == 0) softmax[head] = {running.maximum, denominator};
+  float* out = sums + head * (dim + 8);
 #pragma unroll
-    for (int u = 0; u < B::kUnroll; ++u) {
-      const int key = stream.first_key(batch) + u * B::stride;
-      if (key >= keys) break;
-      float values[kElements];
-      unpack(v.values[u], values);
-#pragma unroll
-      for (int h = 0; h < G; ++h) {
-        const float weight = weights[key * kHeads + h] * v.scale[u];
-#pragma unroll
-        for (int i = 0; i < kElements; ++i) total[u % stands_for][h][i] += weight * values[i];
-      }
+  for (int n = 0; n < dim / 8; ++n) {
+    const float2 sum = {running.sums[n][0] + running.sums[n][2], running.sums[n][1] + running.sums[n][3]};
+    if constexpr (bits == 16) {
+      *reinterpret_cast<float2*>(out + n * 8 + lane % 4 * 2) = sum;
+    } else {
+      out[KvTile<dim, bits>::value_dim(n, lane % 4 * 2)] = sum.x;
+      out[KvTile<dim, bits>::value_dim(n, lane % 4 * 2 + 1)] = sum.y;
     }
   }
-  __syncthreads();  // the weights are read: `sums` may lie over them
-#pragma unroll
-  for (int part = 0; part < stands_for; ++part) {
-#pragma unroll
-    for (int h = 0; h < G; ++h) {
-#pragma unroll
-      for (int i = 0; i < kElements; ++i) {
-#pragma unroll
-        for (int o = lanes; o < kWarp; o *= 2)
-          total[part][h][i] += __shfl_xor_sync(kFullMask, total[part][h][i], o);
-      }
-      if (h < heads && threadIdx.x % kWarp < lanes) {
-        const int warp = threadIdx.x / kWarp + part * (threads / kWarp);
-        float* out = sums + (warp * heads + h) * dim + lane * kElements;
-#pragma unroll
-        for (int i = 0; i < kElements; ++i) out[i] = total[part][h][i];
-      }
-    }
-  }
-  __syncthreads();
+}
+
+// Adds one to a counter: what blocks wrote before they added is seen by those that add later.
+__device__ __forceinline__ uint32_t add_in_order(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
 }
 
 // Merges the parts of the block's heads; `memory` holds a float4 for every thread.
-template <int threads>
 __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int heads, int dim, int splits,
                       Shared& shared, float4* memory) {
   const int64_t first = (int64_t(row) * a.heads.q_heads + first_head) * kMaxSplits;
@@ -164,19 +246,28 @@ __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int he
   __syncthreads();
   // Several threads share four elements: each has some of the parts.
   const int quads = heads * dim / 4;
-  const int sharers = min(threads / quads, 4);
+  const int sharers = min(kThreads / quads, 4);
   const int quad = threadIdx.x % quads;
   const int share = threadIdx.x / quads;
   const int head = quad * 4 / dim;
   if (share < sharers) {
     const auto* sums =
         reinterpret_cast<const float4*>(a.part_sums + (first + head * kMaxSplits) * dim) + quad % (dim / 4);
+    constexpr int kAtOnce = 16;  // on their way
     float4 sum = {};
-#pragma unroll 8
-    for (int s = share; s < splits; s += sharers) {
-      const float4 v = __ldcg(sums + int64_t(s) * (dim / 4));
-      const float factor = shared.factors[head][s];
-      sum = {sum.x + factor * v.x, sum.y + factor * v.y, sum.z + factor * v.z, sum.w + factor * v.w};
+#pragma unroll 1
+    for (int first = share; first < splits; first += kAtOnce * sharers) {
+      float4 v[kAtOnce];
+#pragma unroll
+      for (int s = 0; s < kAtOnce; ++s)
+        v[s] = __ldcg(sums + int64_t(min(first + s * sharers, splits - 1)) * (dim / 4));
+#pragma unroll
+      for (int s = 0; s < kAtOnce; ++s) {
+        const int split = first + s * sharers;
+        const float factor = split < splits ? shared.factors[head][split] : 0.0F;
+        sum = {sum.x + factor * v[s].x, sum.y + factor * v[s].y, sum.z + factor * v[s].z,
+               sum.w + factor * v[s].w};
+      }
     }
     memory[threadIdx.x] = sum;
   }
@@ -197,9 +288,47 @@ __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int he
         __float2half_rn(values[i] * scale);
 }
 
-template <int dim, int bits, int G, int threads, int depth>
-__global__ void __launch_bounds__(threads, kThreads / threads)
-    attend_rows_kernel(const __grid_constant__ RowAttentionArgs a) {
+// Merges the warps; stores the part, or the row where it has no other.
+template <int dim>
+__device__ __forceinline__ void store_part(const RowAttentionArgs& a, const Part& part, int row, int split,
+                                           int splits, int active, const float2 (&softmax)[kWarps][kHeads],
+                                           const std::byte* memory, int of_warp) {
+  const int lane = threadIdx.x % kWarp;
+  for (int i = threadIdx.x; i < part.heads * dim; i += kThreads) {
+    const int head = i / dim;  // of the whole warp
+    // A lane of eight for each warp of the block.
+    static_assert(kWarps == 8);
+    const int w = lane % kWarps;
+    const float2 own = w < active ? softmax[w][head] : float2{-INFINITY, 0};
+    float maximum = own.x;
+#pragma unroll
+    for (int o = 1; o < kWarps; o *= 2) maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, o));
+    const float factor = w < active ? __expf(own.x - maximum) : 0.0F;
+    float denominator = factor * own.y;
+#pragma unroll
+    for (int o = 1; o < kWarps; o *= 2) denominator += __shfl_xor_sync(kFullMask, denominator, o);
+    float sum = 0;
+#pragma unroll
+    for (int from = 0; from < kWarps; ++from) {
+      const float of = __shfl_sync(kFullMask, factor, from);
+      if (from < active)
+        sum += of * reinterpret_cast<const float*>(memory + from * of_warp)[head * (dim + 8) + i % dim];
+    }
+    const int q_head = part.first_head + head;
+    if (splits == 1) {
+      reinterpret_cast<__half*>(a.out)[x_place(a.order, a.out_stride, row, q_head * dim + i % dim)] =
+          __float2half_rn(sum / denominator);
+    } else {
+      const int64_t at = (int64_t(row) * a.heads.q_heads + q_head) * kMaxSplits + split;
+      a.part_sums[at * dim + i % dim] = sum;
+      if (i % dim == 0) *reinterpret_cast<float2*>(a.part_scalars + at * 2) = {maximum, denominator};
+    }
+  }
+}
+
+template <int dim, int bits, int depth>
+__global__ void __launch_bounds__(kThreads)
+    attend_rows_kernel(const __grid_constant__ RowAttentionArgs a, const int heads_a_block) {
   extern __shared__ uint4 shared_memory[];
   __shared__ Shared shared;
   // The inputs of the step, and all keys and values but this step's, are older than the previous kernel.
@@ -209,154 +338,86 @@ __global__ void __launch_bounds__(threads, kThreads / threads)
   const int per_split = split_keys(length);
   const int splits = (length + per_split - 1) / per_split;
   const int split = blockIdx.x;
-  if (split >= splits) {
-    wait_for_previous();
-    return;
-  }
+  if (split >= splits) return;
   const int group = a.heads.group();
-  const int blocks_a_head = (group + G - 1) / G;
-  const int kv_head = blockIdx.y / blocks_a_head;
-  const int in_group = blockIdx.y % blocks_a_head * G;
-  const int heads = min(group - in_group, G);
-  const int first_head = kv_head * group + in_group;
-  const int first_key = split * per_split;
-  const int keys = min(per_split, length - first_key);
-  const float* q = a.q + (int64_t(row) * a.heads.q_heads + first_head) * dim;
-  const uint32_t* pages = a.cache.pages + info.page_offset;
-  using Stream = KvStream<dim, bits, kLoads<G>, threads, depth>;
-  auto* memory = reinterpret_cast<std::byte*>(shared_memory);
-  auto* scores = reinterpret_cast<float*>(memory + (kAsync ? depth * Stream::kStage : 0));
-  Stream stream(a, pages, kv_head, first_key, keys, memory);
-  stream.begin(info.older);
+  const int blocks_a_head = (group + heads_a_block - 1) / heads_a_block;
+  const int in_group = blockIdx.y % blocks_a_head * heads_a_block;
+  Part part;
+  part.kv_head = blockIdx.y / blocks_a_head;
+  part.first_head = part.kv_head * group + in_group;
+  part.heads = min(group - in_group, heads_a_block);
+  part.first_key = split * per_split;
+  part.keys = min(per_split, length - part.first_key);
+  part.q = a.q + (int64_t(row) * a.heads.q_heads + part.first_head) * dim;
+  part.pages = a.cache.pages + info.page_offset;
+
+  const int warp = threadIdx.x / kWarp;
+  const int of_warp = warp_bytes<dim, bits, depth>(heads_a_block);
+  auto* queries = shared_memory;
+  std::byte* memory = reinterpret_cast<std::byte*>(shared_memory) + kQueryBytes<dim>;
+  Tiles<dim, bits, depth> tiles(a, part, memory + warp * of_warp);
+  tiles.begin(info.older);
   let_next_start();  // its weights come meanwhile; it waits for this kernel's end
   wait_for_previous();
-  stream.go_on(info.older);
-
-  score_keys<dim, G>(heads, q, keys, stream, scores);
-  if (a.cache.key_bias.pairs > 0) {
-    add_key_bias<dim, threads, kHeads>(a, kv_head, heads, q, first_key, keys, shared.q_bias, scores);
-  }
-  soften(heads, keys, scores, shared.maximum, shared.denominator);
-  auto* sums = reinterpret_cast<float*>(memory);  // over all of it
-  sum_values<dim, G, threads>(heads, keys, stream, scores, sums);
-
-  for (int i = threadIdx.x; i < heads * dim; i += threads) {
-    float sum = 0;
-    for (int w = 0; w < kWarps; ++w) sum += sums[w * heads * dim + i];
-    const int head = first_head + i / dim;
-    if (splits == 1) {
-      reinterpret_cast<__half*>(a.out)[x_place(a.order, a.out_stride, row, head * dim + i % dim)] =
-          __float2half_rn(sum / shared.denominator[i / dim]);
-    } else {
-      const int64_t at = (int64_t(row) * a.heads.q_heads + head) * kMaxSplits + split;
-      a.part_sums[at * dim + i % dim] = sum;
-      if (i % dim == 0) {
-        a.part_scalars[at * 2] = shared.maximum[i / dim];
-        a.part_scalars[at * 2 + 1] = shared.denominator[i / dim];
-      }
-    }
-  }
-  if (splits == 1) return;
-  __threadfence();
+  const Queries<dim, bits> brought(part);
+  tiles.go_on();
+  brought.store(queries);
+  if (a.cache.key_bias.pairs > 0) stage_bias<dim>(a, part, shared.q_bias);
   __syncthreads();
-  uint32_t* arrived = a.arrived + int64_t(row) * a.heads.q_heads + first_head;
-  if (threadIdx.x == 0) shared.last = atomicAdd(arrived, 1U) == static_cast<unsigned>(splits - 1);
+
+  const int count = (part.keys + kTileKeys - 1) / kTileKeys;
+  Running<dim> running;
+#pragma unroll 1
+  for (int tile = warp; tile < count; tile += kWarps)
+    add_tile<dim, bits, depth>(a, part, shared, queries, tile, tiles, running);
+  __syncwarp();
+  leave_sums<dim, bits>(part, running, shared.softmax[warp],
+                        reinterpret_cast<float*>(memory + warp * of_warp));
+  __syncthreads();
+  store_part<dim>(a, part, row, split, splits, min(kWarps, count), shared.softmax, memory, of_warp);
+  if (splits == 1) return;
+  __syncthreads();
+  uint32_t* arrived = a.arrived + int64_t(row) * a.heads.q_heads + part.first_head;
+  if (threadIdx.x == 0) shared.last = add_in_order(arrived) == static_cast<unsigned>(splits - 1);
   __syncthreads();
   if (!shared.last) return;
-  __threadfence();
-  merge<threads>(a, row, first_head, heads, dim, splits, shared, reinterpret_cast<float4*>(shared_memory));
+  merge(a, row, part.first_head, part.heads, dim, splits, shared, reinterpret_cast<float4*>(shared_memory));
   if (threadIdx.x == 0) *arrived = 0;
 }
 
-// Batches on their way: as many as hide the memory's latency, one where long parts leave no room for more.
-constexpr int kDepth = 4;
-
-// False where `depth` batches and the scores are too much for a block's memory, unless there is no other
-// choice.
-template <int dim, int bits, int G, int threads, int depth>
-bool launch_rows(const RowAttentionArgs& a, bool last_choice, cudaStream_t stream) {
-  constexpr auto kernel = attend_rows_kernel<dim, bits, G, threads, depth>;
-  using Stream = KvStream<dim, bits, kLoads<G>, threads, depth>;
-  static const bool async = compiled_for(kernel) >= 80;
-  static const int most = most_shared_memory();
-  const int group = a.heads.group();
-  const size_t scores = sizeof(float) * a.max_split_keys * kHeads + (async ? depth * Stream::kStage : 0);
-  const size_t sums = sizeof(float) * kWarps * (group < G ? group : G) * dim;
-  const size_t shared = scores > sums ? scores : sums;
-  if (!last_choice && shared + sizeof(Shared) > static_cast<size_t>(most)) return false;
-  const int blocks_a_head = (group + G - 1) / G;
-  launch<kernel>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows), threads, shared, stream, a);
-  return true;
-}
-
-template <int dim, int bits, int G, int threads>
-void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
-  if (!launch_rows<dim, bits, G, threads, kDepth>(a, false, stream))
-    launch_rows<dim, bits, G, threads, 1>(a, true, stream);
+template <int dim, int bits, int depth>
+void launch_rows(const RowAttentionArgs& a, int heads_a_block, cudaStream_t stream) {
+  const int of_warp = warp_bytes<dim, bits, depth>(heads_a_block);
+  // A float4 of every thread, where parts are merged.
+  const size_t shared = kQueryBytes<dim> + static_cast<size_t>(kWarps) * std::max(of_warp, kWarp * 16);
+  const int blocks_a_head = (a.heads.group() + heads_a_block - 1) / heads_a_block;
+  launch<attend_rows_kernel<dim, bits, depth>>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows),
+                                               kThreads, shared, stream, a, heads_a_block);
 }
 
 template <int dim, int bits>
-void attend_group(const RowAttentionArgs& a, cudaStream_t stream) {
-  // Few short rows are bound by the length of one block's work, not by what is read twice.
-  if (a.rows <= 2 && a.max_splits == 1) return attend_of<dim, bits, 1, kSmallThreads>(a, stream);
+void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
   const int group = a.heads.group();
-  if (group == 1) return attend_of<dim, bits, 1, kThreads>(a, stream);
-  if (group == 2) return attend_of<dim, bits, 2, kThreads>(a, stream);
-  if (group <= 4) return attend_of<dim, bits, 4, kThreads>(a, stream);
-  if (group <= 6) return attend_of<dim, bits, 6, kThreads>(a, stream);
-  if (group == 7) return attend_of<dim, bits, 8, kThreads>(a, stream);
-  return attend_of<dim, bits, 4, kThreads>(
-      a, stream);  // the sums of eight heads of 128 would not fit a Turing block's memory
-}
-
-// One warp a row and head: K of all KV heads, then V.
-__global__ void store_kv_kernel(const __grid_constant__ StoreKvArgs a) {
-  let_next_start();
-  wait_for_previous();
-  const int dim = a.heads.head_dim;
-  const int row = blockIdx.x;
-  const int head = threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  const bool is_value = head >= a.heads.kv_heads;
-  const int kv_head = is_value ? head - a.heads.kv_heads : head;
-  const Row info = a.row_info[row];
-  const float* values = a.new_kv + (int64_t(row) * 2 * a.heads.kv_heads + head) * dim;
-  float max = 0;
-  for (int d = lane; d < dim; d += kWarp) max = fmaxf(max, fabsf(__ldcg(values + d)));
-  max = warp_max(max);
-  // The scale as it is kept: codes are made with it.
-  const float kept = __half2float(__float2half_rn(fminf(max / 127.0F, 65504.0F)));
-  const float inverse = kept > 0 ? 1.0F / kept : 0.0F;
-  std::byte* page =
-      a.cache.data +
-      (int64_t(a.cache.pages[info.page_offset + info.position / kPageTokens]) * a.heads.kv_heads + kv_head) *
-          kv_page_bytes(8, dim);
-  const int slot = info.position % kPageTokens;
-  const int what = is_value ? 1 : 0;
-  auto* codes = reinterpret_cast<int8_t*>(page) + (what * kPageTokens + slot) * dim;
-  for (int d = lane; d < dim; d += kWarp) {
-    const float code = rintf(__ldcg(values + d) * inverse);
-    codes[d] = static_cast<int8_t>(fminf(fmaxf(code, -127.0F), 127.0F));
-  }
-  if (lane == 0)
-    reinterpret_cast<__half*>(page + 2 * kPageTokens * dim)[what * kPageTokens + slot] =
-        __float2half_rn(kept);
+  // Few short rows are bound by the length of one block's work, not by what is read twice.
+  const int heads_a_block = a.rows <= kFewRows && a.max_splits == 1 ? 1 : std::min(group, kHeads);
+  constexpr int deep = 2;
+  static const bool async = compiled_for(attend_rows_kernel<dim, bits, deep>) >= 80;
+  if (!async) return launch_rows<dim, bits, 0>(a, heads_a_block, stream);
+  // With room for the kernels before and after.
+  static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
+  const bool few = a.max_splits > 1 && a.max_splits * a.heads.kv_heads * a.rows <= multiprocessors;
+  static const bool roomy = most_shared_memory() >= 3 * kWarps * warp_bytes<dim, bits, deep>(kHeads) / 2;
+  if (few && roomy) return launch_rows<dim, bits, deep>(a, heads_a_block, stream);
+  launch_rows<dim, bits, 1>(a, heads_a_block, stream);
 }
 
 }  // namespace
 
 void attend_rows(const RowAttentionArgs& args, cudaStream_t stream) {
-  if (args.max_splits == 1 && args.rows <= kShortRows && attend_short(args, stream)) return;
   const bool wide = args.heads.head_dim == 128;
-  if (args.cache.kv_bits == 16) {
-    return wide ? attend_group<128, 16>(args, stream) : attend_group<64, 16>(args, stream);
-  }
-  return wide ? attend_group<128, 8>(args, stream) : attend_group<64, 8>(args, stream);
-}
-
-void store_kv_int8(const StoreKvArgs& args, cudaStream_t stream) {
-  launch<store_kv_kernel>(dim3(args.rows), static_cast<unsigned>(2 * args.heads.kv_heads * kWarp), 0, stream,
-                          args);
+  if (args.cache.kv_bits == 16)
+    return wide ? attend_of<128, 16>(args, stream) : attend_of<64, 16>(args, stream);
+  return wide ? attend_of<128, 8>(args, stream) : attend_of<64, 8>(args, stream);
 }
 
 }  // namespace qwen2::cuda

@@ -120,7 +120,6 @@ struct RowAttentionArgs {
   KvCache cache;
   const float* q = nullptr;  // [rows][q_heads * head_dim], rotated and scaled
   int max_splits = 1;        // at least every row's split_count(position + 1)
-  int max_split_keys = 0;    // at least every row's split_keys()
   uint16_t* out = nullptr;   // fp16, rows out_stride long
   int64_t out_stride = 0;
   XOrder order = XOrder::kRows;   // of out

@@ -106,10 +106,13 @@ constexpr int64_t kv_page_bytes(int kv_bits, int64_t head_dim) {
   return kv_bits == 8 ? values + 2 * kPageTokens * 2 : values * 2;
 }
 
-// Keys of one part of a row's attention: a function of the row's length alone.
+// Keys of one part of a row's attention: a function of the row's length alone. Short rows are one part: more
+// would cost more than they gain.
 constexpr int kMaxSplits = 64;
-constexpr int kMinSplitKeys = 256;
+constexpr int kMinSplitKeys = 128;
+constexpr int kShortKeys = 256;
 constexpr int split_keys(int length) {
+  if (length <= kShortKeys) return kShortKeys;
   const int even = (length + kMaxSplits - 1) / kMaxSplits;
   const int keys = even < kMinSplitKeys ? kMinSplitKeys : even;
   return (keys + kPageTokens - 1) / kPageTokens * kPageTokens;

@@ -1,0 +1,150 @@
+// Sixteen keys or values of one KV head, from a page into a warp's shared memory and from there into the
+// tensor cores.
+//
+// Rows lie 16-byte piece by piece in an order that keeps eight of them out of each other's banks. fp16 is
+// read as 8 x 8 matrices. 8-bit codes become fp16 in registers, exactly; their scales are the caller's to
+// apply. Which dimensions meet in one step of the product differs between the two, see query_dim() and
+// value_dim().
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cuda/matrices.cuh"
+#include "kernels/cuda/product_ring.cuh"
+
+namespace qwen2::cuda {
+
+constexpr int kTileKeys = 16;
+constexpr uint32_t kMagic = 0x64646464;  // the exponent of 1024, see unpack_pair()
+
+template <int dim, int bits>
+struct KvTile {
+  static constexpr int kRowBytes = dim * bits / 8;
+  static constexpr int kPieces = kRowBytes / 16;
+  static constexpr int kScales = kTileKeys * kRowBytes;  // where the fp16 scales of 8-bit rows lie
+  static constexpr int kBytes = kScales + (bits == 8 ? kTileKeys * 2 : 0);
+
+  static __device__ __forceinline__ int place(int row, int piece) {
+    return row * kRowBytes + ((piece ^ (row & 7 & (kPieces - 1))) * 16);
+  }
+
+  // Starts the copies of the first `end` rows and of all scales. `rows` and `scales` are those of the tile in
+  // its page.
+  static __device__ __forceinline__ void copy(const std::byte* rows, const std::byte* scales, int end,
+                                              std::byte* out) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kTileKeys * kPieces / kWarp; ++i) {
+      const int row = i * (kWarp / kPieces) + lane / kPieces;
+      if (row < end) copy_16(out + place(row, lane % kPieces), rows + (i * kWarp + lane) * 16);
+    }
+    if (bits == 8 && lane < 2) copy_16(out + kScales + lane * 16, scales + lane * 16);
+  }
+  // Zeroes the rows from `end` on: values must not be infinite where their weight is zero.
+  static __device__ __forceinline__ void clear(int end, std::byte* out) {
+    for (int i = end * kPieces + static_cast<int>(threadIdx.x) % kWarp; i < kTileKeys * kPieces; i += kWarp)
+      reinterpret_cast<uint4*>(out)[place(i / kPieces, i % kPieces) / 16] = {};
+  }
+  static __device__ __forceinline__ float scale(const std::byte* tile, int row) {
+    if constexpr (bits == 16) return 1;
+    return __half2float(reinterpret_cast<const __half*>(tile + kScales)[row]);
+  }
+
+  // The first of the two neighbouring dimensions of a query that lane t holds for a step of 16, in the low
+  // (half = 0) and the high columns of the step.
+  static __device__ __forceinline__ int query_dim(int step, int t, int half) {
+    return bits == 16 ? step * 16 + half * 8 + 2 * t : dim / 4 * t + step * 4 + 2 * half;
+  }
+  // The dimension of column c of the n-th eight of a sum of values.
+  static __device__ __forceinline__ int value_dim(int n, int c) {
+    return bits == 16 ? n * 8 + c : dim / 8 * c + n;
+  }
+
+  // scores[.][n][0, 1] += queries * keys 8 n + 2 t and the next, of row g of the queries; [2, 3] of row g
+  // + 8. Even and odd steps apart, so that they need not wait for each other. `queries` [dim / 16][32] are
+  // the left operand, lane by lane.
+  static __device__ __forceinline__ void score(const std::byte* keys, const uint4* queries,
+                                               float (&scores)[2][2][4]) {
+    const int lane = threadIdx.x % kWarp;
+    uint32_t words[2][dim / 16];  // of 8 bits: this lane's codes of its two keys
+    if constexpr (bits == 8) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int i = 0; i < dim / 64; ++i) {
+          const int piece = lane % 4 * (dim / 64) + i;
+          const uint4 v = *reinterpret_cast<const uint4*>(keys + place(n * 8 + lane / 4, piece));
+#pragma unroll
+          for (int j = 0; j < 4; ++j) words[n][i * 4 + j] = word_of(v, j) ^ 0x80808080U;
+        }
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < dim / 16; ++step) {
+      const uint4 q = queries[step * kWarp + lane];
+      const uint32_t a[4] = {q.x, q.y, q.z, q.w};
+      uint32_t b[4];
+      if constexpr (bits == 16) {
+        load_matrices(b, keys + place(lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[i] = unpack_pair<MatrixForm::kInt8>(words[i / 2][step], i % 2, kMagic);
+      }
+      const uint32_t low[2] = {b[0], b[1]};
+      const uint32_t high[2] = {b[2], b[3]};
+      mma_step(scores[step % 2][0], a, low);
+      mma_step(scores[step % 2][1], a, high);
+    }
+  }
+
+  // sums += weights * values; `weights` are the left operand, its columns the keys.
+  static __device__ __forceinline__ void add(const std::byte* values, const uint32_t (&weights)[4],
+                                             float (&sums)[dim / 8][4]) {
+    const int lane = threadIdx.x % kWarp;
+    if constexpr (bits == 16) {
+#pragma unroll
+      for (int n = 0; n < dim / 8; n += 2) {
+        uint32_t b[4];
+        load_matrices_transposed(b, values + place(lane % 16, n + lane / 16));
+        const uint32_t low[2] = {b[0], b[1]};
+        const uint32_t high[2] = {b[2], b[3]};
+        mma_step(sums[n], weights, low);
+        mma_step(sums[n + 1], weights, high);
+      }
+    } else {
+      // Codes of keys 2 t, 2 t + 1, and those eight beyond: eight or sixteen dimensions of each.
+      constexpr int kWords = dim / 32;
+      using Codes = std::conditional_t<dim == 128, uint4, uint2>;
+      uint32_t code[4][kWords];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int byte = lane / 4 * (dim / 8);
+        const int row = lane % 4 * 2 + i / 2 * 8 + i % 2;
+        const Codes v = *reinterpret_cast<const Codes*>(values + place(row, byte / 16) + byte % 16);
+        code[i][0] = v.x ^ 0x80808080U;
+        code[i][1] = v.y ^ 0x80808080U;
+        if constexpr (dim == 128) {
+          code[i][2] = v.z ^ 0x80808080U;
+          code[i][3] = v.w ^ 0x80808080U;
+        }
+      }
+#pragma unroll
+      for (int word = 0; word < kWords; ++word) {
+        uint32_t pairs[2][2];  // of two keys side by side
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          pairs[half][0] = __byte_perm(code[2 * half][word], code[2 * half + 1][word], 0x5140);
+          pairs[half][1] = __byte_perm(code[2 * half][word], code[2 * half + 1][word], 0x7362);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t b[2] = {unpack_pair<MatrixForm::kInt8>(pairs[0][i / 2], i % 2, kMagic),
+                                 unpack_pair<MatrixForm::kInt8>(pairs[1][i / 2], i % 2, kMagic)};
+          mma_step(sums[word * 4 + i], weights, b);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace qwen2::cuda

@@ -1,0 +1,100 @@
+// How the warps of a block share a part of a row's keys and values, and have them brought from the paged
+// cache.
+#pragma once
+
+#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/kv_tile.cuh"
+
+namespace qwen2::cuda {
+
+// Eight warps leave room for blocks of the kernels before and after beside them.
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
+
+// A block's part of a row.
+struct Part {
+  int kv_head, first_head, heads;
+  int first_key, keys;
+  const float* q;  // of its heads
+  const uint32_t* pages;
+};
+
+// A warp's keys and values on their way, `depth` tiles ahead of what it works on; tiles that are older than
+// the step come before the previous kernel ends. With a depth of zero, for little memory, keys and values of
+// one tile take turns in one place. Copies are waited for in the order of their starts.
+template <int dim, int bits, int depth>
+class Tiles {
+ public:
+  using Tile = KvTile<dim, bits>;
+
+  __device__ __forceinline__ Tiles(const RowAttentionArgs& a, const Part& part, std::byte* memory)
+      : a_(a), part_(part), memory_(memory), page_(page_of(first())) {}
+
+  [[nodiscard]] __device__ __forceinline__ int count(int tile) const {
+    return max(0, min(kTileKeys, part_.keys - tile * kTileKeys));
+  }
+  // Before the wait, and after it.
+  __device__ __forceinline__ void begin(int older) { start_all(older - part_.first_key); }
+  __device__ __forceinline__ void go_on() { start_all(part_.keys); }
+  // Keys (what = 0) or values (1) of a tile, when they are there.
+  __device__ __forceinline__ const std::byte* arrived(int tile, int what) const {
+    wait_copies<kStarts - 1>();
+    if (what == 1 && count(tile) < kTileKeys) Tile::clear(count(tile), place(tile, 1));
+    __syncwarp();
+    return place(tile, what);
+  }
+  // They are read: what comes next in their place.
+  __device__ __forceinline__ void read(int tile, int what) {
+    __syncwarp();
+    if constexpr (depth == 0) {
+      start(what == 0 ? tile : tile + kWarps, 1 - what);
+    } else {
+      start(tile + depth * kWarps, what);
+    }
+  }
+
+ private:
+  static constexpr int kStages = depth > 0 ? depth : 1;
+  static constexpr int kStarts = depth > 0 ? 2 * depth : 1;  // of keys or values, ahead
+
+  static __device__ __forceinline__ int first() { return threadIdx.x / kWarp; }
+  [[nodiscard]] __device__ __forceinline__ std::byte* place(int tile, int what) const {
+    return memory_ + (depth == 0 ? 0 : tile / kWarps % kStages * 2 + what) * Tile::kBytes;
+  }
+  [[nodiscard]] __device__ __forceinline__ uint32_t page_of(int tile) const {
+    return count(tile) > 0 ? part_.pages[(part_.first_key + tile * kTileKeys) / kPageTokens] : 0;
+  }
+  [[nodiscard]] __device__ __forceinline__ const std::byte* page() const {
+    return a_.cache.data + (int64_t(page_) * a_.heads.kv_heads + part_.kv_head) * kv_page_bytes(bits, dim);
+  }
+  [[nodiscard]] __device__ __forceinline__ int row_of(int tile, int what) const {
+    return what * kPageTokens + (part_.first_key + tile * kTileKeys) % kPageTokens;
+  }
+  // The first tiles, as far as all of their keys are below `limit`.
+  __device__ __forceinline__ void start_all(int limit) {
+#pragma unroll 1
+    for (; started_ < kStarts; ++started_) {
+      const int tile = first() + started_ / 2 * kWarps;
+      if (count(tile) > 0 && tile * kTileKeys + count(tile) > limit) return;
+      start(tile, started_ % 2);
+    }
+  }
+  // The page of each tile is asked for when the one before it is started.
+  __device__ __forceinline__ void start(int tile, int what) {
+    if (count(tile) > 0) {
+      const int row = row_of(tile, what);
+      Tile::copy(page() + row * Tile::kRowBytes, page() + 2 * kPageTokens * dim + row * 2, count(tile),
+                 place(tile, what));
+    }
+    end_copies();
+    if (what == 1) page_ = page_of(tile + kWarps);
+  }
+
+  const RowAttentionArgs& a_;
+  const Part& part_;
+  std::byte* memory_;
+  uint32_t page_;
+  int started_ = 0;
+};
+
+}  // namespace qwen2::cuda
