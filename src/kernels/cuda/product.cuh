@@ -502,7 +502,9 @@ void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream)
     case ProductOutput::kSwiglu:
       return run.template operator()<ProductOutput::kSwiglu, 9, 6>();
     case ProductOutput::kStore:
-      if (a.split > 1) return run.template operator()<ProductOutput::kStore, 6, 6>();
+      // A part of a 4-bit matrix has few chunks for a warp.
+      constexpr int depth = form_bits(form) == 4 ? 4 : 6;
+      if (a.split > 1) return run.template operator()<ProductOutput::kStore, depth, depth>();
       return run.template operator()<ProductOutput::kStore, 9, 6>();
   }
 }
