@@ -13,6 +13,15 @@
 namespace qwen2 {
 namespace {
 
+// Why an experiment may not give a child this flag; empty where it may.
+std::string_view refusal_of(std::string_view flag) {
+  if (flag == "output") return "the output is the experiment's own";
+  if (flag == "resume") return "`experiment run --resume` goes on with what is left";
+  if (flag == "ladder" || flag == "search")
+    return "a point has one result; give the loads as an axis, such as axes = { concurrency = [1, 2, 4] }";
+  return "";
+}
+
 namespace json = boost::json;
 
 using Keys = std::span<const std::string_view>;
@@ -148,12 +157,18 @@ class Reader {
     return keys;
   }
 
+  Status check_flag(const std::string& key, const toml::node& node) const {
+    const std::string_view why = refusal_of(key);
+    if (!why.empty()) return at(node.source(), "the flag '{}' cannot be given: {}", key, why);
+    return {};
+  }
+
   // Puts the flags of `table` in, over what `flags` had.
   Status add_flags(const toml::table& table, Flags& flags, std::string_view except = {}) const {
     for (const std::string& key : written_order(table)) {
       if (key == except) continue;
       const toml::node& node = *table.get(key);
-      if (key == "output") return at(node.source(), "the flag 'output' is the experiment's own");
+      QWEN2_CHECK(check_flag(key, node));
       if (key == "threads" && !(node.is_integer() && node.value_or(0) >= 1 && node.value_or(0) <= 1024))
         return at(node.source(), "'threads' must be an integer from 1 to 1024");
       QWEN2_TRY(flags[key], scalar(node, key));
@@ -186,6 +201,7 @@ class Reader {
       QWEN2_CHECK(add_flags(*together, value.flags, "name"));
       return value;
     }
+    QWEN2_CHECK(check_flag(axis, node));
     toml::table one;
     one.insert(axis, node);
     QWEN2_CHECK(add_flags(one, value.flags));
@@ -401,9 +417,9 @@ Status override_flag(Experiment& experiment, std::string_view text) {
     return fail(ErrorKind::kInvalidArgument, "--set '{}': expected KEY=VALUE or GRID.KEY=VALUE", text);
   const std::string key(text.substr(0, equals));
   const json::value value = parse_flag_value(text.substr(equals + 1));
-  if (key.ends_with("output"))
-    return fail(ErrorKind::kInvalidArgument, "--set '{}': the output is the experiment's own", text);
   const size_t dot = key.find('.');
+  const std::string_view why = refusal_of(dot == std::string::npos ? key : key.substr(dot + 1));
+  if (!why.empty()) return fail(ErrorKind::kInvalidArgument, "--set '{}': {}", text, why);
   if (dot == std::string::npos) {
     for (Grid& grid : experiment.grids) override_in(grid, key, value);
     return {};

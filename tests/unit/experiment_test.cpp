@@ -125,7 +125,7 @@ TEST(ExperimentFile, SetReplacesFlagsAndAxes) {
   EXPECT_EQ(e.grids[0].flags.at("ignore-eos"), true);
   EXPECT_EQ(e.grids[1].flags.at("gpu"), "t4");
   EXPECT_FALSE(e.grids[0].flags.contains("gpu"));
-  for (const char* wrong : {"prompt", "=1", "none.a=1", "output=x"})
+  for (const char* wrong : {"prompt", "=1", "none.a=1", "output=x", "speed.resume=x"})
     EXPECT_FALSE(override_flag(e, wrong)) << wrong;
 }
 
@@ -159,6 +159,8 @@ TEST(ExperimentFile, ErrorsNameTheKeyAndTheLine) {
            {grid + "axes = { a = [1, 1] }\n", 5, "twice"},
            {grid + "axes = { a = [{ b = 1 }] }\n", 5, "name"},
            {grid + "flags = { output = \"x\" }\n", 5, "output"},
+           {grid + "flags = { ladder = \"rate=1,2\" }\n", 5, "as an axis"},
+           {grid + "axes = { search = [\"rate\"] }\n", 5, "as an axis"},
            {grid + "flags = { threads = 0 }\n", 5, "threads"},
            {grid + "timeout = -1\n", 5, "timeout"},
            {grid + "[[grid]]\nname = \"g\"\nmeasure = \"plan\"\n", 5, "'g'"},
