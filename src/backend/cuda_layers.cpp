@@ -135,6 +135,11 @@ ProductArgs CudaBackend::qkv_product(int layer, int count, int& current) const {
   return qkv;
 }
 
+// Where attention writes. Only blocks go to w_.attended: rows would leave something in the padding of blocks.
+uint16_t* CudaBackend::attended(cuda::XOrder order) const {
+  return order == cuda::XOrder::kRows ? w_.x : w_.attended;
+}
+
 cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_splits) const {
   const CudaMatrix& output = weights_.layers[static_cast<size_t>(layer)].attention_output;
   cuda::RowAttentionArgs attention;
@@ -144,9 +149,9 @@ cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_
   attention.cache = cache(layer);
   attention.q = w_.q;
   attention.max_splits = max_splits;
-  attention.out = w_.attended;
-  attention.out_stride = cuda_row_stride(config_.q_size());
   attention.order = stages_plain(output.front().matrix, count) ? cuda::XOrder::kRows : x_order(output);
+  attention.out = attended(attention.order);
+  attention.out_stride = cuda_row_stride(config_.q_size());
   attention.part_sums = w_.part_sums;
   attention.part_scalars = w_.part_scalars;
   attention.arrived = w_.arrived;
@@ -157,11 +162,11 @@ ProductArgs CudaBackend::output_product(int layer, int count) const {
   const CudaMatrix& matrix = weights_.layers[static_cast<size_t>(layer)].attention_output;
   ProductArgs output;
   output.rows = count;
-  output.input.x = w_.attended;
   if (!stages_plain(matrix.front().matrix, count)) {
     output.input.stride = cuda_row_stride(config_.q_size());
     output.input.order = x_order(matrix);
   }
+  output.input.x = attended(output.input.order);
   output.out_rows = static_cast<int>(config_.hidden_size);
   output.y = w_.partials;
   output.y_stride = config_.hidden_size;

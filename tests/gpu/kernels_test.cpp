@@ -484,6 +484,8 @@ TEST(GpuAttention, SingleRowsOverPages) {
                                  {64, 2, 2, 8, 300, 0},
                                  {128, 12, 1, 16, 90, 2},
                                  {128, 12, 2, 16, 20000, 0},
+                                 {128, 12, 2, 8, 700, 4},
+                                 {128, 12, 2, 16, 700, 3},
                                  {128, 3, 1, 16, 513, 8}}) {
     const Cache cache(c.dim, c.kv_heads, c.length, c.bits);
     const Bias bias(c.pairs, c.kv_heads, c.dim);

@@ -2,10 +2,10 @@
 //
 // A block takes one part of one row's keys for query heads of one KV head, and each of its warps tiles of 16
 // keys in turn, with a running softmax. The tensor cores multiply: query heads are the rows of the left
-// operand, eight with what fp16 keeps of them and the same eight with what it leaves, so that neither queries
-// nor weights are rounded. Warps are merged at the end, in their order. Where a row has several parts, the
-// block that arrives last merges them, in their order. So a row's result depends on its length and the card
-// alone.
+// operand, eight with what fp16 keeps of them and the same eight with what it leaves: 22 bits of queries and
+// weights. Warps are merged at the end, in their order. Where a row has several parts, the block that arrives
+// last merges them, in their order. So a row's result depends on its length and the card alone; where a sum
+// of products could be fused in two ways, it says in which.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -36,6 +36,11 @@ constexpr int warp_bytes(int heads) {
 // Bytes of the block's queries.
 template <int dim>
 constexpr int kQueryBytes = dim / 16 * kWarp * 16;
+
+// Of weights times the scales of 8-bit values, which are at most 65504 / 127: as far from fp16's smallest
+// numbers as its largest allow.
+template <int bits>
+constexpr float kWeightScale = bits == 8 ? 64 : 1;
 
 // What fp16 keeps of two floats, and what it leaves.
 __device__ __forceinline__ void split_half(float x, float y, uint32_t& high, uint32_t& low) {
@@ -88,7 +93,7 @@ __device__ void stage_bias(const RowAttentionArgs& a, const Part& part,
       const float b1 = bias.second[part.kv_head * kMaxBiasPairs + pair];
       const float q0 = __ldcg(part.q + head * dim + index[pair]);
       const float q1 = __ldcg(part.q + head * dim + index[pair] + dim / 2);
-      product = {q0 * b0 + q1 * b1, q1 * b0 - q0 * b1};
+      product = {__fmaf_rn(q0, b0, __fmul_rn(q1, b1)), __fmaf_rn(q1, b0, -__fmul_rn(q0, b1))};
     }
     q_bias[head][pair][0] = product.x;
     q_bias[head][pair][1] = product.y;
@@ -112,7 +117,7 @@ __device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const Part& 
     for (int j = 0; j < 4; ++j) {
       const int key = min(tile_key + j / 2 * 8 + lane % 4 * 2 + j % 2, part.keys - 1) + part.first_key;
       const float2 r = __ldg(rotations + int64_t(key) * (dim / 2) + index[pair]);
-      scores[j / 2][j % 2] += b0 * r.x + b1 * r.y;
+      scores[j / 2][j % 2] = __fmaf_rn(b0, r.x, __fmaf_rn(b1, r.y, scores[j / 2][j % 2]));
     }
   }
 }
@@ -157,7 +162,7 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
   maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, 2));
   if (running.maximum != -INFINITY) {
     const float shrink = __expf(running.maximum - maximum);
-    running.denominator *= shrink;
+    running.denominator = __fmul_rn(running.denominator, shrink);
 #pragma unroll
     for (auto& sum : running.sums) {
 #pragma unroll
@@ -175,7 +180,8 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
       weight[i] = __expf(scores[n][i] - maximum);
       running.denominator += weight[i];
       const int key = n * 8 + lane % 4 * 2 + i;
-      if (bits == 8) weight[i] = key < keys ? weight[i] * Tile::scale(v, key) : 0.0F;
+      if (bits == 8)
+        weight[i] = key < keys ? __fmul_rn(weight[i], kWeightScale<bits> * Tile::scale(v, key)) : 0.0F;
     }
     split_half(weight[0], weight[1], weights[2 * n], weights[2 * n + 1]);
   }
@@ -197,7 +203,9 @@ __device__ __forceinline__ void leave_sums(const Part& part, const Running<dim>&
   float* out = sums + head * (dim + 8);
 #pragma unroll
   for (int n = 0; n < dim / 8; ++n) {
-    const float2 sum = {running.sums[n][0] + running.sums[n][2], running.sums[n][1] + running.sums[n][3]};
+    constexpr float back = 1 / kWeightScale<bits>;
+    const float2 sum = {(running.sums[n][0] + running.sums[n][2]) * back,
+                        (running.sums[n][1] + running.sums[n][3]) * back};
     if constexpr (bits == 16) {
       *reinterpret_cast<float2*>(out + n * 8 + lane % 4 * 2) = sum;
     } else {
@@ -304,7 +312,7 @@ __device__ __forceinline__ void store_part(const RowAttentionArgs& a, const Part
 #pragma unroll
     for (int o = 1; o < kWarps; o *= 2) maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, o));
     const float factor = w < active ? __expf(own.x - maximum) : 0.0F;
-    float denominator = factor * own.y;
+    float denominator = __fmul_rn(factor, own.y);
 #pragma unroll
     for (int o = 1; o < kWarps; o *= 2) denominator += __shfl_xor_sync(kFullMask, denominator, o);
     float sum = 0;

@@ -509,17 +509,24 @@ void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream)
   }
 }
 
+// Up to 8 * NT rows, whose sums leave a block of many teams too little memory on some cards.
+template <MatrixForm form, int NT, bool fine>
+void rows_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
+  constexpr int depth = 6;
+  constexpr bool scaled = form != MatrixForm::kF16 && !fine;
+  static_assert(sizeof(float) * Reduce<NT>::floats + kSplitWarps * depth * stage_bytes(scaled) <= 63 * 1024);
+  const int teams = product_teams(a, multiprocessors);
+  if (run_product<form, NT, fine, kAnyOutput, depth>(a, teams, multiprocessors, false, stream)) return;
+  run_product<form, NT, fine, kAnyOutput, depth>(a, 1, multiprocessors, true, stream);
+}
+
 template <MatrixForm form, bool fine>
 void product_of(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
   if (a.rows == 1 && a.input.stride == 0) return row_product<form, fine>(a, multiprocessors, stream);
-  const auto run = [&]<int NT>() {
-    run_product<form, NT, fine, kAnyOutput, 6>(a, product_teams(a, multiprocessors), multiprocessors, true,
-                                               stream);
-  };
-  if (a.rows <= 8) return run.template operator()<1>();
-  if (a.rows == 16) return run.template operator()<2>();
-  if (a.rows == 32) return run.template operator()<4>();
-  return run.template operator()<8>();
+  if (a.rows <= 8) return rows_product<form, 1, fine>(a, multiprocessors, stream);
+  if (a.rows == 16) return rows_product<form, 2, fine>(a, multiprocessors, stream);
+  if (a.rows == 32) return rows_product<form, 4, fine>(a, multiprocessors, stream);
+  rows_product<form, 8, fine>(a, multiprocessors, stream);
 }
 
 }  // namespace qwen2::cuda
