@@ -117,10 +117,12 @@ TEST(GpuBackend, ARowsResultIsTheSameInEveryBatch) {
         pages[s].push_back(static_cast<uint32_t>(static_cast<int64_t>(s) * pages_each + p));
     }
     std::vector<Chunk> chunks;
+    chunks.reserve(tokens.size());
     for (size_t s = 0; s < tokens.size(); ++s) chunks.push_back({tokens[s], 0, pages[s], true});
     const auto together = gpu->forward(chunks);
     ASSERT_TRUE(together) << together.error().message;
     std::vector<std::vector<float>> expected;
+    expected.reserve(tokens.size());
     for (size_t s = 0; s < tokens.size(); ++s)
       expected.emplace_back(together->row(s).begin(), together->row(s).end());
     for (const size_t batch : {size_t{1}, size_t{3}, size_t{7}}) {

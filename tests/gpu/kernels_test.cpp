@@ -158,9 +158,10 @@ std::vector<uint16_t> padded_rows(const std::vector<float>& x, int rows, int col
                                   XOrder order) {
   std::vector<uint16_t> out(static_cast<size_t>(kMaxRows * stride));
   for (int64_t m = 0; m < rows; ++m) {
-    for (int64_t k = 0; k < cols; ++k)
+    for (int64_t k = 0; k < cols; ++k) {
       out[static_cast<size_t>(x_place(order, stride, static_cast<int>(m), static_cast<int>(k)))] =
           float_to_f16(x[static_cast<size_t>(m * cols + k)]);
+    }
   }
   return out;
 }
@@ -190,7 +191,7 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
                                     {kInt4General, 128}}) {
     for (const auto& [n, k] : {std::pair{48, 128}, {131, 384}, {2128, 384}, {96, 8960}}) {
       const RandomMatrix w(form, n, k, group < 0 ? k : std::max(group, 1));
-      const auto x = rounded(test::normal(static_cast<size_t>(kMaxRows * k)));
+      const auto x = rounded(test::normal(size_t{kMaxRows} * static_cast<size_t>(k)));
       const auto all = reference::product(w.host, x, kMaxRows);
       for (const int rows : {1, 2, 8, 16, 32, 64}) {
         for (const int split : {1, 2}) {
@@ -211,7 +212,7 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
           product(args, nullptr);
           check(cudaGetLastError());
           auto actual = y.read();
-          for (size_t i = 0; split == 2 && i < static_cast<size_t>(rows * n); ++i)
+          for (size_t i = 0; split == 2 && i < static_cast<size_t>(int64_t{rows} * n); ++i)
             actual[i] += actual[i + static_cast<size_t>(rows * n)];
           std::vector<double> expected;
           for (int64_t m = 0; m < rows; ++m)
@@ -229,12 +230,12 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
 TEST(GpuProduct, ManyRowsGiveWhatFewGive) {
   for (const auto& [n, k, split] : {std::tuple{17300, 224, 1}, {2030, 416, 1}, {1570, 1568, 4}}) {
     const RandomMatrix w(MatrixForm::kF16, n, k, 0);
-    const auto x = rounded(test::normal(static_cast<size_t>(kMaxRows * k)));
+    const auto x = rounded(test::normal(size_t{kMaxRows} * static_cast<size_t>(k)));
     const int64_t stride = round_up(k, 128);
     const Buffer<uint16_t> in(padded_rows(x, kMaxRows, k, stride, XOrder::kBlocks));
     std::vector<float> few;
     for (const int rows : {1, 2, 8, 16, 32, 64}) {
-      const auto count = static_cast<size_t>(rows * n);
+      const auto count = static_cast<size_t>(int64_t{rows} * n);
       const Buffer<float> y(static_cast<size_t>(split) * count);
       ProductArgs args;
       args.w = w.device;
@@ -291,7 +292,7 @@ TEST(GpuProduct, SwigluAndDownSurviveLargeValues) {
     for (const int rows : {1, 8}) {
       const RandomMatrix gate_up(MatrixForm::kF16, 64, 256, 0);
       const RandomMatrix down(MatrixForm::kF16, 48, 32, 0);
-      const auto x = rounded(test::normal(static_cast<size_t>(rows * 256), size));
+      const auto x = rounded(test::normal(static_cast<size_t>(int64_t{rows} * 256), size));
       const Buffer<uint16_t> in(padded_rows(x, rows, 256, 256, rows == 1 ? XOrder::kRows : XOrder::kBlocks));
       const Buffer<float> products(static_cast<size_t>(rows * 32)), y(static_cast<size_t>(rows * 48));
       const Buffer<uint32_t> row_max(kMaxRows);
@@ -376,7 +377,7 @@ struct Cache {
     std::iota(table.begin(), table.end(), 0U);
     std::shuffle(table.begin(), table.end(), test::generator());
     pages.resize(static_cast<size_t>(count * kv_heads * kv_page_bytes(bits, dim)));
-    const auto size = static_cast<size_t>(kv_heads * length * dim);
+    const auto size = static_cast<size_t>(int64_t{kv_heads} * length * dim);
     keys.resize(size);
     values.resize(size);
     for (int64_t h = 0; h < kv_heads; ++h) {
@@ -435,7 +436,7 @@ struct Bias {
     const auto dim = static_cast<int64_t>(q.size());
     double sum = 0;
     for (int p = 0; p < pairs; ++p) {
-      const auto at = static_cast<size_t>(kv_head * kMaxBiasPairs + p);
+      const auto at = static_cast<size_t>(int64_t{kv_head} * kMaxBiasPairs + p);
       std::vector<double> key(q.size());
       key[static_cast<size_t>(index[at])] = first[at];
       key[static_cast<size_t>(index[at] + dim / 2)] = second[at];
@@ -455,14 +456,14 @@ double worst_row(const AttentionCase& c, const Cache& cache, const Bias& bias, c
   double worst = 0;
   for (int head = 0; head < c.q_heads; ++head) {
     const int kv_head = head / (c.q_heads / c.kv_heads);
-    const size_t from = static_cast<size_t>((row * c.q_heads + head) * c.dim);
+    const size_t from = static_cast<size_t>((int64_t{row} * c.q_heads + head) * c.dim);
     const std::vector<double> query(
         q.begin() + static_cast<std::ptrdiff_t>(from),
         q.begin() + static_cast<std::ptrdiff_t>(from + static_cast<size_t>(c.dim)));
     std::vector<double> added;
     for (int k = 0; c.pairs > 0 && k < length; ++k) added.push_back(bias.score(query, kv_head, k));
-    const auto begin = static_cast<size_t>(kv_head * cache.length * c.dim);
-    const auto count = static_cast<size_t>(length * c.dim);
+    const auto begin = static_cast<size_t>(int64_t{kv_head} * cache.length * c.dim);
+    const auto count = static_cast<size_t>(int64_t{length} * c.dim);
     const auto expected = reference::attention(query, std::span(cache.keys).subspan(begin, count),
                                                std::span(cache.values).subspan(begin, count), added);
     worst = std::max(worst, error_of(std::span(out).subspan(from, static_cast<size_t>(c.dim)), expected));
@@ -495,7 +496,7 @@ TEST(GpuAttention, SingleRowsOverPages) {
       const int position = lengths[static_cast<size_t>(i % 4)] - 1;
       rows.push_back({0, position, 0, i % 3 == 0 ? 0 : position - position / 3 * (i % 3 - 1)});
     }
-    const auto q = test::normal(static_cast<size_t>(kRows * c.q_heads * c.dim), 0.3F);
+    const auto q = test::normal(static_cast<size_t>(int64_t{kRows} * c.q_heads * c.dim), 0.3F);
     const Buffer<std::byte> pages(cache.pages);
     const Buffer<uint32_t> table(cache.table), arrived(static_cast<size_t>(kRows * c.q_heads));
     const Buffer<float> d_q(q), rotations(cache.rotations), first(bias.first), second(bias.second);
@@ -527,7 +528,7 @@ TEST(GpuAttention, SingleRowsOverPages) {
       check(cudaGetLastError());
       const auto actual = from_half(out.read());
       if (count == kRows) in_the_largest = actual;
-      const auto common = static_cast<std::ptrdiff_t>(count * c.q_heads * c.dim);
+      const auto common = std::ptrdiff_t{count} * c.q_heads * c.dim;
       EXPECT_TRUE(std::equal(actual.begin(), actual.begin() + common, in_the_largest.begin()))
           << "dim " << c.dim << " length " << c.length << " bits " << c.bits << " rows " << count;
       for (int row = 0; row < std::min(count, 4); ++row) {
@@ -550,7 +551,7 @@ TEST(GpuAttention, ChunksOfPrompts) {
       const int tokens = c.length - position;
       const Cache cache(c.dim, c.kv_heads, c.length, c.bits);
       const Bias bias(c.pairs, c.kv_heads, c.dim);
-      const auto q = test::normal(static_cast<size_t>(tokens * c.q_heads * c.dim), 0.3F);
+      const auto q = test::normal(static_cast<size_t>(int64_t{tokens} * c.q_heads * c.dim), 0.3F);
       const Buffer<std::byte> pages(cache.pages);
       const Buffer<uint32_t> table(cache.table);
       const Buffer<float> d_q(q), rotations(cache.rotations), first(bias.first), second(bias.second);
