@@ -40,7 +40,7 @@ Status factorise(float* h, int64_t n) {
     const int64_t below = k + size;
     parallel_ranges(n - below, [&](int64_t begin, int64_t end) {
       if (begin == end) return;
-      Block panel = block_of(h + (below + begin) * n + k, n, end - begin, size);
+      const Block panel = block_of(h + (below + begin) * n + k, n, end - begin, size);
       diagonal.triangularView<Eigen::Lower>().transpose().solveInPlace<Eigen::OnTheRight>(panel);
     });
     for (int64_t c = below; c < n; c += kStrip) {

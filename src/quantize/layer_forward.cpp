@@ -75,7 +75,8 @@ Result<LayerForward> LayerForward::create(const Checkpoint& checkpoint, const Qw
   const int64_t half = c.head_dim / 2;
   for (int64_t i = 0; i < longest * half; ++i) {
     const double exponent = -2.0 * static_cast<double>(i % half) / static_cast<double>(c.head_dim);
-    const double angle = static_cast<double>(i / half) * std::pow(c.rope_theta, exponent);
+    const int64_t position = i / half;
+    const double angle = static_cast<double>(position) * std::pow(c.rope_theta, exponent);
     forward.cosines_.push_back(static_cast<float>(std::cos(angle)));
     forward.sines_.push_back(static_cast<float>(std::sin(angle)));
   }

@@ -84,7 +84,7 @@ void expect_same_statistics(const boost::json::object& actual, const boost::json
     for (const std::string what : {"mean", "median", "std", "p50", "p90", "p95", "p99"}) {
       // Delays cancel out between the first and the last token, but for one.
       const bool spread = metric == "tpot" || (metric == "itl" && what == "mean");
-      const std::string key = what + "_" + metric + "_ms";
+      const std::string key = fmt::format("{}_{}_ms", what, metric);
       EXPECT_NEAR(number(actual, key), number(expected, key), 1e3 * slack / (spread ? (tokens - 1) / 2 : 0.5))
           << key;
     }

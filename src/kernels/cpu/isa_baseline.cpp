@@ -77,8 +77,8 @@ struct V {
   static I load_codes8(const uint8_t* p) {
     I pairs;
     for (int i = 0; i < kWidth; ++i) {
-      const int low = static_cast<int8_t>(p[2 * i]);
-      const int high = static_cast<int8_t>(p[2 * i + 1]);
+      const int32_t low = static_cast<int32_t>(p[2 * i] ^ 0x80U) - 128;
+      const int32_t high = static_cast<int32_t>(p[2 * i + 1] ^ 0x80U) - 128;
       pairs[i] =
           static_cast<int32_t>((static_cast<uint32_t>(high) << 16) | (static_cast<uint32_t>(low) & 0xffffU));
     }
