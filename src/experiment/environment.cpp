@@ -124,7 +124,10 @@ json::object describe_environment(const std::string& model, std::optional<uint64
   // A result is worth keeping where its model has gone since.
   if (const auto hash = model.empty() ? Result<std::string>("") : model_fingerprint(model); hash)
     environment["model_hash"] = text_or_null(*hash);
-  environment["command"] = shell_command(command_line());
+  std::vector<std::string> command = command_line();
+  // Where the program lies says nothing that its commit does not.
+  if (!command.empty()) command[0] = std::filesystem::path(command[0]).filename().string();
+  environment["command"] = shell_command(command);
   environment["seed"] = or_null(seed);
   environment["date"] = utc_now();
   return environment;
