@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/matrices.cuh"
-#include "kernels/cuda/product_ring.cuh"
+#include "kernels/cuda/unpack.cuh"
 
 namespace qwen2::cuda {
 

@@ -19,11 +19,6 @@ namespace qwen2::cuda {
 constexpr int kMaxWarps = 12;
 constexpr int kReduceColumns = 32;
 
-// Warps that take the columns of a tile in turn. It decides in which order a sum is added up, so it is the
-// same for every batch and matrix; with fewer, the two projections into the residual stream would have too
-// few blocks, with more, adding up would cost more than it gains.
-constexpr int kSplitWarps = 4;
-
 // Tiles that a block works on at once, which changes no sum. One row is in flight as a whole: then as many
 // blocks as there are tiles. Otherwise large blocks, as long as they fill the card.
 inline int product_teams(const ProductArgs& a, int multiprocessors) {
@@ -238,55 +233,6 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
     if (R::buffers == 1) team_barrier(team);
   }
 }
-
-// The chunks of a warp, in its order: tile by tile.
-template <class Ring, bool scaled>
-class Fetch {
- public:
-  __device__ __forceinline__ Fetch(const DeviceMatrix& w, int first_tile, int tile_stride, int tiles,
-                                   int first_chunk, int steps, int group_shift)
-      : codes_(w.codes + (int64_t(first_tile) * kTileRows + threadIdx.x % kWarp / 4) * w.row_bytes +
-               first_chunk * kChunkBytes + threadIdx.x % 4 * 16),
-        scales_(static_cast<const uint16_t*>(w.scales) + int64_t(first_tile) * w.groups * kTileRows +
-                Ring::scale_place()),
-        code_jump_(int64_t(tile_stride) * kTileRows * w.row_bytes -
-                   int64_t(steps) * kSplitWarps * kChunkBytes),
-        scale_jump_(tile_stride * w.groups * kTileRows),
-        high_row_(static_cast<uint32_t>(8 * w.row_bytes)),
-        left_(tiles * steps),
-        step_(steps),
-        steps_(steps),
-        chunk_(first_chunk),
-        first_chunk_(first_chunk),
-        group_shift_(group_shift) {}
-
-  // Starts the next chunk, if there is one.
-  __device__ __forceinline__ void next(Ring& ring, int place) {
-    if (left_ > 0) {
-      --left_;
-      ring.start(place, codes_, high_row_, scaled ? scales_ + (chunk_ >> group_shift_) * kTileRows : nullptr);
-      codes_ += kSplitWarps * kChunkBytes;
-      if constexpr (scaled) chunk_ += kSplitWarps;
-      if (--step_ == 0) {
-        step_ = steps_;
-        codes_ += code_jump_;
-        if constexpr (scaled) {
-          scales_ += scale_jump_;
-          chunk_ = first_chunk_;
-        }
-      }
-    }
-    ring.pass();
-  }
-
- private:
-  const uint8_t* codes_;
-  const uint16_t* scales_;
-  int64_t code_jump_;
-  int scale_jump_;
-  uint32_t high_row_;
-  int left_, step_, steps_, chunk_, first_chunk_, group_shift_;
-};
 
 // Chunks on the way to a warp that fetches gently.
 constexpr int kGently = 2;

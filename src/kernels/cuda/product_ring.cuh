@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/layout.h"
+#include "kernels/cuda/unpack.cuh"
 
 namespace qwen2::cuda {
 
@@ -102,33 +103,59 @@ class Ring {
   LaneChunk slots_[kPlaces];
 };
 
-// Two fp16 pairs of the q-th pairs of a word, exact.
-template <MatrixForm form>
-__device__ __forceinline__ uint32_t unpack_pair(uint32_t word, int q, uint32_t magic) {
-  if constexpr (form_bits(form) == 8) {
-    uint32_t
-        pair;  // 1024 + byte, twice; the selector as a constant: the compiler would rather load it each time
-    if (q == 0) {
-      asm("prmt.b32 %0, %1, %2, 0x4140;" : "=r"(pair) : "r"(word), "r"(magic));
-    } else {
-      asm("prmt.b32 %0, %1, %2, 0x4342;" : "=r"(pair) : "r"(word), "r"(magic));
-    }
-    return as_bits(__hsub2(as_half2(pair), as_half2(0x64806480U)));  // - 1152
-  } else {
-    constexpr bool general = is_general(form);
-    const uint32_t w = q >= 2 ? word >> 8 : word;
-    if (q % 2 == 0) {  // 1024 + code
-      return as_bits(__hsub2(as_half2(and_or(w, 0x000f000fU, 0x64006400U)),
-                             as_half2(general ? 0x64006400U : 0x64086408U)));
-    }
-    return as_bits(__hfma2(as_half2(and_or(w, 0x00f000f0U, 0x64006400U)), as_half2(0x2c002c00U),
-                           as_half2(general ? 0xd400d400U : 0xd480d480U)));  // (1024 + 16 code) / 16 - 64
-  }
-}
+// Warps that take the columns of a tile in turn. It decides in which order a sum is added up, so it is the
+// same for every batch and matrix; with fewer, the two projections into the residual stream would have too
+// few blocks, with more, adding up would cost more than it gains.
+constexpr int kSplitWarps = 4;
 
-__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
-  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
+// The chunks of a warp, in its order: tile by tile.
+template <class Ring, bool scaled>
+class Fetch {
+ public:
+  __device__ __forceinline__ Fetch(const DeviceMatrix& w, int first_tile, int tile_stride, int tiles,
+                                   int first_chunk, int steps, int group_shift)
+      : codes_(w.codes + (int64_t(first_tile) * kTileRows + threadIdx.x % kWarp / 4) * w.row_bytes +
+               first_chunk * kChunkBytes + threadIdx.x % 4 * 16),
+        scales_(static_cast<const uint16_t*>(w.scales) + int64_t(first_tile) * w.groups * kTileRows +
+                Ring::scale_place()),
+        code_jump_(int64_t(tile_stride) * kTileRows * w.row_bytes -
+                   int64_t(steps) * kSplitWarps * kChunkBytes),
+        scale_jump_(tile_stride * w.groups * kTileRows),
+        high_row_(static_cast<uint32_t>(8 * w.row_bytes)),
+        left_(tiles * steps),
+        step_(steps),
+        steps_(steps),
+        chunk_(first_chunk),
+        first_chunk_(first_chunk),
+        group_shift_(group_shift) {}
+
+  // Starts the next chunk, if there is one.
+  __device__ __forceinline__ void next(Ring& ring, int place) {
+    if (left_ > 0) {
+      --left_;
+      ring.start(place, codes_, high_row_, scaled ? scales_ + (chunk_ >> group_shift_) * kTileRows : nullptr);
+      codes_ += kSplitWarps * kChunkBytes;
+      if constexpr (scaled) chunk_ += kSplitWarps;
+      if (--step_ == 0) {
+        step_ = steps_;
+        codes_ += code_jump_;
+        if constexpr (scaled) {
+          scales_ += scale_jump_;
+          chunk_ = first_chunk_;
+        }
+      }
+    }
+    ring.pass();
+  }
+
+ private:
+  const uint8_t* codes_;
+  const uint16_t* scales_;
+  int64_t code_jump_;
+  int scale_jump_;
+  uint32_t high_row_;
+  int left_, step_, steps_, chunk_, first_chunk_, group_shift_;
+};
 
 // The registers of step `s` (16 columns) of a chunk.
 template <MatrixForm form>
