@@ -411,7 +411,8 @@ void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
   constexpr int deep = 2;
   static const bool async = compiled_for(attend_rows_kernel<dim, bits, deep>) >= 80;
   if (!async) return launch_rows<dim, bits, 0>(a, heads_a_block, stream);
-  // With room for the kernels before and after.
+  // Few blocks of long rows look two tiles ahead, where the kernels before and after still have room beside
+  // them.
   static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
   const bool few = a.max_splits > 1 && a.max_splits * a.heads.kv_heads * a.rows <= multiprocessors;
   static const bool roomy = most_shared_memory() >= 3 * kWarps * warp_bytes<dim, bits, deep>(kHeads) / 2;
