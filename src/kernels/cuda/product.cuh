@@ -52,7 +52,8 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
                                                Sums<NT>& sums) {
   constexpr int steps = chunk_columns(form) / 16;
   constexpr int columns = NT == 0 ? 1 : NT;
-  Sums<NT> part = {};
+  // Of even and odd steps, so that they need not wait for each other; on Turing registers are dearer.
+  Sums<NT> parts[2] = {};
   Sums<NT> ones = {};
   const uint32_t one[4] = {0x3c003c00U, 0x3c003c00U, 0x3c003c00U, 0x3c003c00U};
 #pragma unroll
@@ -69,7 +70,7 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
         if constexpr (form == MatrixForm::kF16) {
           mma_step(sums[n], a, b[n][half]);
         } else {
-          mma_step(part[n], a, b[n][half]);
+          mma_step(parts[kAsync ? half : 0][n], a, b[n][half]);
           if constexpr (is_general(form)) mma_step(ones[n], one, b[n][half]);
         }
       }
@@ -100,8 +101,8 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
         for (int n = 0; n < columns; ++n) {
 #pragma unroll
           for (int i = 0; i < 4; i += NT == 0 ? 2 : 1) {
-            sums[n][i] += scale[i / 2] * part[n][i];
-            part[n][i] = 0;
+            sums[n][i] += scale[i / 2] * (kAsync ? parts[0][n][i] + parts[1][n][i] : parts[0][n][i]);
+            parts[0][n][i] = parts[1][n][i] = 0;
             if constexpr (is_general(form)) {
               sums[n][i] -= minimum[i / 2] * ones[n][i];
               ones[n][i] = 0;
@@ -275,7 +276,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   Fetch<WarpRing, scaled> fetch(w, first_tile, tile_stride, own_tiles, first_chunk, steps, shape.group_shift);
   const bool working = NT > 0 || team < shape.teams;
   if (working) {
-#pragma unroll
+    // Code that runs once is dear: it has to come from the second-level cache. Registers need names, though.
+#pragma unroll(kAsync ? 1 : kRegisterDepth)
     for (int i = 0; i < (kAsync ? depth : kRegisterDepth); ++i) {
       // A queue of requests would hold up what the kernels before this one wait for.
       if (NT == 0 && a.starts_early && i >= kGently) wait_copies<kGently - 1>();

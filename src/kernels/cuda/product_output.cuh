@@ -84,7 +84,7 @@ __device__ __forceinline__ float store_pair(const ProductArgs& a, int tile, int 
     return 0;
   }
   if (writes<output>(a, ProductOutput::kSwiglu)) {
-    const float value = v0 / (1.0F + __expf(-v0)) * v1;
+    const float value = __fdividef(v0, 1.0F + __expf(-v0)) * v1;
     a.y[m * a.y_stride + (a.first_row + tile * kTileRows) / 2 + pair] = value;
     return fabsf(value);
   }

@@ -22,9 +22,20 @@ constexpr int stage_bytes(bool scaled) {
   return kTileRows * kChunkBytes + (scaled ? kTileRows * 2 : 0);
 }
 
-__device__ __forceinline__ void copy_once(uint32_t to, const void* from) {
+// What the second-level cache is told of weights: they come once a step and should not push out what every
+// layer needs again, the kernels' code among it.
+__device__ __forceinline__ uint64_t read_once_policy() {
+  uint64_t policy = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+__device__ __forceinline__ void copy_once(uint32_t to, const void* from, uint64_t policy) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "l"(policy)
+               : "memory");
 #endif
 }
 __device__ __forceinline__ uint4 load_shared(uint32_t from) {
@@ -46,16 +57,16 @@ class Ring {
  public:
   // Of this warp: `depth` stages of shared memory.
   __device__ __forceinline__ explicit Ring(const void* memory)
-      : begin_(shared_address(memory) + lane() * 16), at_(begin_) {}
+      : begin_(shared_address(memory) + lane() * 16), at_(begin_), policy_(read_once_policy()) {}
 
   // Starts the chunk at `codes`, with its scales (of this lane's 16 bytes of them), where the last one was
   // taken. Followed by pass(), which alone says that there is nothing more to start.
   __device__ __forceinline__ void start(int place, const uint8_t* codes, uint32_t high_row,
                                         const uint16_t* scales) {
     if constexpr (kAsync) {
-      copy_once(at_, codes);
-      copy_once(at_ + 512, codes + high_row);
-      if (scaled && lane() < 2) copy_once(at_ + 1024, scales);
+      copy_once(at_, codes, policy_);
+      copy_once(at_ + 512, codes + high_row, policy_);
+      if (scaled && lane() < 2) copy_once(at_ + 1024, scales, policy_);
     } else {
       LaneChunk& slot = slots_[place];
       slot.low = load_once(codes);
@@ -100,6 +111,7 @@ class Ring {
     return c;
   }
   uint32_t begin_, at_;
+  uint64_t policy_;
   LaneChunk slots_[kPlaces];
 };
 

@@ -93,6 +93,7 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
           __ldcg(reinterpret_cast<const uint2*>(in.x + k));
     return 1;
   }
+  const uint32_t largest = __ldcg(in.row_max);  // on its way together with the values
   float factor = 1;
   for (int first = begin + threadIdx.x * 4; first < end; first += kLoads * blockDim.x * 4) {
     float4 v[kLoads];
@@ -101,7 +102,7 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
       const int k = first + i * blockDim.x * 4;
       if (k < end) v[i] = __ldcg(reinterpret_cast<const float4*>(in.values + k));
     }
-    factor = half_scale(__uint_as_float(__ldcg(in.row_max)));
+    factor = half_scale(__uint_as_float(largest));
     const float down = 1.0F / factor;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
@@ -109,7 +110,7 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
       if (k < end) put_quad<form>(out, k, {v[i].x * down, v[i].y * down, v[i].z * down, v[i].w * down});
     }
   }
-  return half_scale(__uint_as_float(__ldcg(in.row_max)));
+  return half_scale(__uint_as_float(largest));
 }
 
 }  // namespace qwen2::cuda
