@@ -79,7 +79,7 @@ class CudaBackend final : public Backend {
   void enqueue_rows(int count, int max_splits) const;
   void enqueue_layer(int layer, int count, int max_splits, int& current) const;
   // What the stages of a layer are given. Where several rows share an input, it is made here.
-  [[nodiscard]] cuda::ProductArgs qkv_product(int layer, int count, int& current) const;
+  [[nodiscard]] cuda::ProductArgs qkv_product(int layer, int count, int max_splits, int& current) const;
   [[nodiscard]] uint16_t* attended(cuda::XOrder order) const;
   [[nodiscard]] cuda::RowAttentionArgs row_attention(int layer, int count, int max_splits) const;
   [[nodiscard]] cuda::ProductArgs output_product(int layer, int count) const;

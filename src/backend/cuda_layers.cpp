@@ -120,7 +120,7 @@ ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, 
   return input;
 }
 
-ProductArgs CudaBackend::qkv_product(int layer, int count, int& current) const {
+ProductArgs CudaBackend::qkv_product(int layer, int count, int max_splits, int& current) const {
   const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
   ProductArgs qkv;
   qkv.rows = count;
@@ -132,6 +132,7 @@ ProductArgs CudaBackend::qkv_product(int layer, int count, int& current) const {
   qkv.q = w_.q;
   qkv.q_scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim));
   qkv.new_kv = w_.new_kv;
+  qkv.next_starts_early = max_splits > 1;  // a long row's keys and values are on their way meanwhile
   return qkv;
 }
 
@@ -214,7 +215,7 @@ ProductArgs CudaBackend::down_product(int layer, int count) const {
 
 void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int& current) const {
   const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
-  const ProductArgs qkv = qkv_product(layer, count, current);
+  const ProductArgs qkv = qkv_product(layer, count, max_splits, current);
   multiply(w.qkv, qkv);
   if (options_.kv_bits == 8) cuda::store_kv_int8({count, rows(), heads(), qkv.cache, w_.new_kv}, stream_);
   cuda::attend_rows(row_attention(layer, count, max_splits), stream_);

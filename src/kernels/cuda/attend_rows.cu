@@ -3,9 +3,10 @@
 // A block takes one part of one row's keys for query heads of one KV head, and each of its warps tiles of 16
 // keys in turn, with a running softmax. The tensor cores multiply: query heads are the rows of the left
 // operand, eight with what fp16 keeps of them and the same eight with what it leaves: 22 bits of queries and
-// weights. Warps are merged at the end, in their order. Where a row has several parts, the block that arrives
-// last merges them, in their order. So a row's result depends on its length and the card alone; where a sum
-// of products could be fused in two ways, it says in which.
+// weights. Warps are merged at the end, in their order. Where a row has several parts, they are merged in an
+// order of their own: by all of their blocks, where these are on the card at once, or by the one that arrives
+// last. So a row's result depends on its length and the card alone; where a sum of products could be fused in
+// two ways, it says in which.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -221,79 +222,108 @@ __device__ __forceinline__ uint32_t add_in_order(uint32_t* counter) {
   asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
   return before;
 }
+__device__ __forceinline__ uint32_t read_in_order(const uint32_t* counter) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  return value;
+}
 
-// Merges the parts of the block's heads; `memory` holds a float4 for every thread.
-__device__ void merge(const RowAttentionArgs& a, int row, int first_head, int heads, int dim, int splits,
-                      Shared& shared, float4* memory) {
-  const int64_t first = (int64_t(row) * a.heads.q_heads + first_head) * kMaxSplits;
+// By one thread, when the block has stored its part: true where it is the last of `splits`. The counter is
+// zero again afterwards.
+__device__ __forceinline__ bool is_last(uint32_t* arrived, int splits) {
+  if (add_in_order(arrived) != static_cast<uint32_t>(splits - 1)) return false;
+  *arrived = 0;
+  return true;
+}
+// The same where all blocks merge: returns when all parts are stored. All of them are on the card at once.
+__device__ __forceinline__ void wait_for_all(uint32_t* arrived, int splits) {
+  add_in_order(arrived);
+  while (read_in_order(arrived) < static_cast<uint32_t>(splits)) {
+  }
+  if (add_in_order(arrived) == static_cast<uint32_t>(2 * splits - 1)) *arrived = 0;
+}
+
+// What each part of each of the block's heads counts for.
+__device__ __forceinline__ void weigh_parts(const RowAttentionArgs& a, int64_t first, int heads, int splits,
+                                            Shared& shared) {
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  if (warp < heads) {
-    constexpr int kEach = kMaxSplits / kWarp;
-    float2 part[kEach];  // maximum, denominator
-    float max = -INFINITY;
+  if (warp >= heads) return;
+  constexpr int kEach = kMaxSplits / kWarp;
+  float2 part[kEach];  // maximum, denominator
+  float max = -INFINITY;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int s = lane + i * kWarp;
-      part[i] = {-INFINITY, 0};
-      if (s < splits)
-        part[i] = __ldcg(reinterpret_cast<const float2*>(a.part_scalars) + first + warp * kMaxSplits + s);
-      max = fmaxf(max, part[i].x);
-    }
-    max = warp_max(max);
-    float denominator = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const float factor = __expf(part[i].x - max);
-      shared.factors[warp][lane + i * kWarp] = factor;
-      denominator += factor * part[i].y;
-    }
-    denominator = warp_sum(denominator);
-    if (lane == 0) shared.denominator[warp] = denominator;
+  for (int i = 0; i < kEach; ++i) {
+    const int s = lane + i * kWarp;
+    part[i] = {-INFINITY, 0};
+    if (s < splits)
+      part[i] = __ldcg(reinterpret_cast<const float2*>(a.part_scalars) + first + warp * kMaxSplits + s);
+    max = fmaxf(max, part[i].x);
   }
+  max = warp_max(max);
+  float denominator = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const float factor = __expf(part[i].x - max);
+    shared.factors[warp][lane + i * kWarp] = factor;
+    denominator += factor * part[i].y;
+  }
+  denominator = warp_sum(denominator);
+  if (lane == 0) shared.denominator[warp] = denominator;
+}
+
+// Threads that share four elements of the result: each adds up every kSharers-th part, all of them on their
+// way at once.
+constexpr int kSharers = 4;
+
+// Merges the parts of the block's heads, of quads [begin, end) of their elements. `memory` holds kSharers
+// float4 for each of them.
+__device__ void merge(const RowAttentionArgs& a, int row, int first_head, int heads, int dim, int splits,
+                      int begin, int end, Shared& shared, float4* memory) {
+  const int64_t first = (int64_t(row) * a.heads.q_heads + first_head) * kMaxSplits;
+  weigh_parts(a, first, heads, splits, shared);
   __syncthreads();
-  // Several threads share four elements: each has some of the parts.
-  const int quads = heads * dim / 4;
-  const int sharers = min(kThreads / quads, 4);
-  const int quad = threadIdx.x % quads;
-  const int share = threadIdx.x / quads;
-  const int head = quad * 4 / dim;
-  if (share < sharers) {
+  const int quads = end - begin;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < quads * kSharers; i += kThreads) {
+    const int quad = begin + i % quads;
+    const int share = i / quads;
+    const int head = quad * 4 / dim;
     const auto* sums =
         reinterpret_cast<const float4*>(a.part_sums + (first + head * kMaxSplits) * dim) + quad % (dim / 4);
-    constexpr int kAtOnce = 16;  // on their way
+    constexpr int kEach = kMaxSplits / kSharers;
+    float4 v[kEach];
+#pragma unroll
+    for (int s = 0; s < kEach; ++s)
+      v[s] = __ldcg(sums + int64_t(min(share + s * kSharers, splits - 1)) * (dim / 4));
     float4 sum = {};
-#pragma unroll 1
-    for (int first = share; first < splits; first += kAtOnce * sharers) {
-      float4 v[kAtOnce];
 #pragma unroll
-      for (int s = 0; s < kAtOnce; ++s)
-        v[s] = __ldcg(sums + int64_t(min(first + s * sharers, splits - 1)) * (dim / 4));
-#pragma unroll
-      for (int s = 0; s < kAtOnce; ++s) {
-        const int split = first + s * sharers;
-        const float factor = split < splits ? shared.factors[head][split] : 0.0F;
-        sum = {sum.x + factor * v[s].x, sum.y + factor * v[s].y, sum.z + factor * v[s].z,
-               sum.w + factor * v[s].w};
-      }
+    for (int s = 0; s < kEach; ++s) {
+      const int split = share + s * kSharers;
+      const float factor = split < splits ? shared.factors[head][split] : 0.0F;
+      sum = {sum.x + factor * v[s].x, sum.y + factor * v[s].y, sum.z + factor * v[s].z,
+             sum.w + factor * v[s].w};
     }
-    memory[threadIdx.x] = sum;
+    memory[i] = sum;
   }
   __syncthreads();
-  if (share > 0) return;
-  float4 sum = memory[quad];
-  for (int i = 1; i < sharers; ++i) {
-    const float4 v = memory[quad + i * quads];
-    sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
-  }
-  const float scale = 1.0F / shared.denominator[head];
-  const int d = quad * 4 % dim;
-  auto* out = reinterpret_cast<__half*>(a.out);
-  const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+  for (int i = threadIdx.x; i < quads; i += kThreads) {
+    float4 sum = memory[i];
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    out[x_place(a.order, a.out_stride, row, (first_head + head) * dim + d + i)] =
-        __float2half_rn(values[i] * scale);
+    for (int share = 1; share < kSharers; ++share) {
+      const float4 v = memory[i + share * quads];
+      sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+    }
+    const int head = (begin + i) * 4 / dim;
+    const float scale = 1.0F / shared.denominator[head];
+    const int d = (begin + i) * 4 % dim;
+    auto* out = reinterpret_cast<__half*>(a.out);
+    const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      out[x_place(a.order, a.out_stride, row, (first_head + head) * dim + d + j)] =
+          __float2half_rn(values[j] * scale);
+  }
 }
 
 // Merges the warps; stores the part, or the row where it has no other.
@@ -336,7 +366,8 @@ __device__ __forceinline__ void store_part(const RowAttentionArgs& a, const Part
 
 template <int dim, int bits, int depth>
 __global__ void __launch_bounds__(kThreads)
-    attend_rows_kernel(const __grid_constant__ RowAttentionArgs a, const int heads_a_block) {
+    attend_rows_kernel(const __grid_constant__ RowAttentionArgs a, const int heads_a_block,
+                       const bool all_merge) {
   extern __shared__ uint4 shared_memory[];
   __shared__ Shared shared;
   // The inputs of the step, and all keys and values but this step's, are older than the previous kernel.
@@ -386,38 +417,54 @@ __global__ void __launch_bounds__(kThreads)
   if (splits == 1) return;
   __syncthreads();
   uint32_t* arrived = a.arrived + int64_t(row) * a.heads.q_heads + part.first_head;
-  if (threadIdx.x == 0) shared.last = add_in_order(arrived) == static_cast<unsigned>(splits - 1);
+  int begin = 0;
+  int end = part.heads * dim / 4;
+  if (all_merge) {
+    const int each = (end + splits - 1) / splits;
+    begin = split * each;
+    end = min(begin + each, end);
+    if (threadIdx.x == 0) wait_for_all(arrived, splits);
+  } else if (threadIdx.x == 0) {
+    shared.last = is_last(arrived, splits);
+  }
   __syncthreads();
-  if (!shared.last) return;
-  merge(a, row, part.first_head, part.heads, dim, splits, shared, reinterpret_cast<float4*>(shared_memory));
-  if (threadIdx.x == 0) *arrived = 0;
+  if (begin < end && (all_merge || shared.last)) {
+    merge(a, row, part.first_head, part.heads, dim, splits, begin, end, shared,
+          reinterpret_cast<float4*>(shared_memory));
+  }
+}
+
+// Blocks that share the heads of one KV head.
+int blocks_of_group(const HeadShape& heads, int heads_a_block) {
+  return (heads.group() + heads_a_block - 1) / heads_a_block;
 }
 
 template <int dim, int bits, int depth>
-void launch_rows(const RowAttentionArgs& a, int heads_a_block, cudaStream_t stream) {
+void launch_rows(const RowAttentionArgs& a, int heads_a_block, bool all_merge, cudaStream_t stream) {
   const int of_warp = warp_bytes<dim, bits, depth>(heads_a_block);
-  // A float4 of every thread, where parts are merged.
-  const size_t shared = kQueryBytes<dim> + static_cast<size_t>(kWarps) * std::max(of_warp, kWarp * 16);
-  const int blocks_a_head = (a.heads.group() + heads_a_block - 1) / heads_a_block;
-  launch<attend_rows_kernel<dim, bits, depth>>(dim3(a.max_splits, a.heads.kv_heads * blocks_a_head, a.rows),
-                                               kThreads, shared, stream, a, heads_a_block);
+  // What merging takes of a warp's heads is less than their sums.
+  static_assert(kSharers * sizeof(float4) * (dim / 4) <= kWarps * sizeof(float) * (dim + 8));
+  const size_t shared = kQueryBytes<dim> + static_cast<size_t>(kWarps) * of_warp;
+  launch<attend_rows_kernel<dim, bits, depth>>(
+      dim3(a.max_splits, a.heads.kv_heads * blocks_of_group(a.heads, heads_a_block), a.rows), kThreads,
+      shared, stream, a, heads_a_block, all_merge);
 }
 
 template <int dim, int bits>
 void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
-  const int group = a.heads.group();
   // Few short rows are bound by the length of one block's work, not by what is read twice.
-  const int heads_a_block = a.rows <= kFewRows && a.max_splits == 1 ? 1 : std::min(group, kHeads);
+  const int heads_a_block = a.rows <= kFewRows && a.max_splits == 1 ? 1 : std::min(a.heads.group(), kHeads);
+  // Few blocks of long rows are on the card at once: they merge together, and look two tiles ahead where the
+  // kernels before and after still have room beside them.
+  static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
+  const int blocks = a.max_splits * a.heads.kv_heads * blocks_of_group(a.heads, heads_a_block) * a.rows;
+  const bool few = a.max_splits > 1 && blocks <= multiprocessors;
   constexpr int deep = 2;
   static const bool async = compiled_for(attend_rows_kernel<dim, bits, deep>) >= 80;
-  if (!async) return launch_rows<dim, bits, 0>(a, heads_a_block, stream);
-  // Few blocks of long rows look two tiles ahead, where the kernels before and after still have room beside
-  // them.
-  static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
-  const bool few = a.max_splits > 1 && a.max_splits * a.heads.kv_heads * a.rows <= multiprocessors;
+  if (!async) return launch_rows<dim, bits, 0>(a, heads_a_block, few, stream);
   static const bool roomy = most_shared_memory() >= 3 * kWarps * warp_bytes<dim, bits, deep>(kHeads) / 2;
-  if (few && roomy) return launch_rows<dim, bits, deep>(a, heads_a_block, stream);
-  launch_rows<dim, bits, 1>(a, heads_a_block, stream);
+  if (few && roomy) return launch_rows<dim, bits, deep>(a, heads_a_block, few, stream);
+  launch_rows<dim, bits, 1>(a, heads_a_block, few, stream);
 }
 
 }  // namespace
