@@ -280,8 +280,12 @@ void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const>
     kinds.penalised = kinds.penalised || sampler.params().repetition_penalty != 1.0F;
     (sampler.params().temperature == 0 ? kinds.greedy : kinds.drawn) = true;
   }
+  sample_rows(static_cast<int>(group.wanted.size()), kinds);
+}
+
+void CudaBackend::sample_rows(int count, const cuda::SampleKinds& kinds) const {
   cuda::SampleArgs args;
-  args.count = static_cast<int>(group.wanted.size());
+  args.count = count;
   args.rows = reinterpret_cast<const cuda::SampleRow*>(w_.inputs + w_.samples_offset());
   args.logits = w_.logits;
   args.stride = vocabulary_stride();

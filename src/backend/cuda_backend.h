@@ -58,6 +58,7 @@ class CudaBackend final : public Backend {
   Status open_device();
   Status allocate();
   Status record_graphs();
+  Status load_kernels();
   Status separate_key_bias();
   Result<std::vector<Group>> group(std::span<const Chunk> chunks);
   Status run_group(const Group& group, std::span<Sampler* const> samplers);
@@ -67,6 +68,7 @@ class CudaBackend final : public Backend {
   // Where this step's tokens, or the one's before it, lie among all.
   [[nodiscard]] int64_t token_place(int64_t step) const { return step % 2 * plan_.limits.max_num_seqs; }
   void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
+  void sample_rows(int count, const cuda::SampleKinds& kinds) const;
   // In cuda_prompt.cpp.
   Status run_prompt(const Chunk& chunk);
   Status prompt_attention(int layer, const Chunk& chunk);

@@ -83,6 +83,7 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   QWEN2_TRY(dense_, CublasLt::open(w_.gemm, kCudaGemmWorkspace));
   QWEN2_CHECK(separate_key_bias());
   QWEN2_CHECK(record_graphs());
+  QWEN2_CHECK(load_kernels());
   const uint64_t held = device_memory().value_or(0);
   if (held > plan_.budget) {
     return refuse_plan(fmt::format("the driver counts {} where the budget is {}", format_bytes(held),
@@ -168,6 +169,34 @@ Status CudaBackend::separate_key_bias() {
     QWEN2_CHECK(send(reinterpret_cast<std::byte*>(place), bias.data(), bias.size() * sizeof(float)));
   }
   return {};
+}
+
+// Runs prompts of several lengths, for which cuBLASLt has different kernels, and every kind of sampling once:
+// code is loaded on first use, which would take memory later and hold up the first request.
+Status CudaBackend::load_kernels() {
+  const int64_t chunk = std::min(plan_.limits.prefill_chunk, plan_.limits.max_model_len);
+  const std::vector<TokenId> tokens(static_cast<size_t>(chunk));
+  for (int64_t size = kShortChunk + 1; size < 2 * chunk; size = size < 32 ? 32 : size * 2) {
+    Chunk prompt;
+    prompt.tokens = std::span(tokens).first(static_cast<size_t>(std::min(size, chunk)));
+    QWEN2_CHECK(run_prompt(prompt));
+  }
+  QWEN2_CHECK(prompt_head(0, 1));
+  const cuda::SampleRow row{.logits_row = 0,
+                            .place = 0,
+                            .temperature = 1,
+                            .top_p = 1,
+                            .top_k = 1,
+                            .penalty = 1,
+                            .seen_offset = 0,
+                            .seen_count = 0,
+                            .pending = -1,
+                            .unused = 0,
+                            .uniform = 0.5};
+  QWEN2_CHECK(cuda_status(
+      cudaMemcpy(w_.inputs + w_.samples_offset(), &row, sizeof(row), cudaMemcpyHostToDevice), "sampling"));
+  sample_rows(1, {.penalised = true, .greedy = true, .drawn = true});
+  return cuda_status(cudaStreamSynchronize(stream_), "the first prompt");
 }
 
 Status CudaBackend::record_graphs() {
