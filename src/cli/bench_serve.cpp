@@ -129,8 +129,7 @@ class Bench {
   Status run() {
     QWEN2_TRY(tokenizer_, open_tokenizer(flags_.model, true));
     QWEN2_TRY(chat_, open_chat(flags_.model));
-    flags_.test.tokenizer = tokenizer_source(flags_.model).string();
-    if (flags_.test.tokenizer.empty()) flags_.test.tokenizer = flags_.model.model;
+    flags_.test.tokenizer = tokenizer_name(flags_.model);
     if (flags_.test.url.empty()) {
       QWEN2_TRY(service_, Subprocess::start(serve_arguments(flags_)));
       QWEN2_TRY(flags_.test.url, wait_until_listening(*service_));

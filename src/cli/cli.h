@@ -68,6 +68,8 @@ std::filesystem::path shipped_path(const std::filesystem::path& relative);
 
 // The folder whose tokeniser open_tokenizer() takes where the model is no .gguf file; may be empty.
 std::filesystem::path tokenizer_source(const ModelFlags& flags);
+// What results call it: as the user gave it, or its place in the tree.
+std::string tokenizer_name(const ModelFlags& flags);
 
 // A token outside of the vocabulary is an error: a tokeniser may belong to another model.
 Status check_tokens(std::span<const TokenId> tokens, const Qwen2Config& config);

@@ -24,12 +24,26 @@ fs::path shipped_path(const fs::path& relative) {
   return {};
 }
 
+namespace {
+
+// Where scripts/setup puts the published Qwen2 tokeniser, for synthetic models.
+constexpr const char* kShippedTokenizer = "models/qwen2-tokenizer";
+
+fs::path given_tokenizer(const ModelFlags& flags) {
+  return flags.tokenizer.empty() ? fs::path(tokenizer_folder(flags.model)) : fs::path(flags.tokenizer);
+}
+
+}  // namespace
+
 fs::path tokenizer_source(const ModelFlags& flags) {
-  fs::path folder = flags.tokenizer;
-  if (folder.empty()) folder = tokenizer_folder(flags.model);
-  // Where scripts/setup puts the published Qwen2 tokeniser, for synthetic models.
-  if (folder.empty()) folder = shipped_path("models/qwen2-tokenizer/tokenizer.json").parent_path();
-  return folder;
+  const fs::path folder = given_tokenizer(flags);
+  return folder.empty() ? shipped_path(fs::path(kShippedTokenizer) / "tokenizer.json").parent_path() : folder;
+}
+
+std::string tokenizer_name(const ModelFlags& flags) {
+  if (is_gguf_file(flags.model) && flags.tokenizer.empty()) return flags.model;
+  const fs::path folder = given_tokenizer(flags);
+  return folder.empty() ? kShippedTokenizer : folder.string();
 }
 
 namespace {
