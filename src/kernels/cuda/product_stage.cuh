@@ -93,7 +93,9 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
           __ldcg(reinterpret_cast<const uint2*>(in.x + k));
     return 1;
   }
-  const uint32_t largest = __ldcg(in.row_max);  // on its way together with the values
+  // On its way together with the values; on Turing, whose chunks are in registers, there is none to spare.
+  const uint32_t early = kAsync ? __ldcg(in.row_max) : 0;
+  const auto scale = [&] { return half_scale(__uint_as_float(kAsync ? early : __ldcg(in.row_max))); };
   float factor = 1;
   for (int first = begin + threadIdx.x * 4; first < end; first += kLoads * blockDim.x * 4) {
     float4 v[kLoads];
@@ -102,7 +104,7 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
       const int k = first + i * blockDim.x * 4;
       if (k < end) v[i] = __ldcg(reinterpret_cast<const float4*>(in.values + k));
     }
-    factor = half_scale(__uint_as_float(largest));
+    factor = scale();
     const float down = 1.0F / factor;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
@@ -110,7 +112,7 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
       if (k < end) put_quad<form>(out, k, {v[i].x * down, v[i].y * down, v[i].z * down, v[i].w * down});
     }
   }
-  return half_scale(__uint_as_float(largest));
+  return scale();
 }
 
 }  // namespace qwen2::cuda
