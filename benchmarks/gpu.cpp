@@ -5,10 +5,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <functional>
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/cuda_memory.h"
@@ -107,7 +109,13 @@ class Bench {
     const Timing read =
         time_calls(stream_, 1, [&](int) { cuda::read_all(weights_, kWeights, words_, stream_); });
     read_ = kWeights / read.median / 1e3;
-    fmt::print("{} row(s), plain read {:.0f} GB/s\n", rows, read_);
+    constexpr int64_t kHalf = kWeights / 2;
+    const Timing copy = time_calls(stream_, 1, [&](int) {
+      check(cudaMemcpyAsync(weights_, weights_ + kHalf, kHalf, cudaMemcpyDeviceToDevice, stream_), "copying");
+    });
+    // Of a copy, what is read and what is written.
+    fmt::print("{} row(s), plain read {:.0f} GB/s, copy {:.0f} GB/s\n", rows, read_,
+               2 * kHalf / copy.median / 1e3);
   }
 
   void product(const std::string& name, MatrixForm form, int n, int k, int group, cuda::ProductOutput output,
@@ -263,16 +271,19 @@ void run(int rows) {
 // gpu_benchmarks [ROWS...]
 int main(int argc, char** argv) {
   std::vector<int> rows{1, 8, 32, 64};
-  if (argc > 1) {
-    rows.clear();
-    for (int i = 1; i < argc; ++i) rows.push_back(std::atoi(argv[i]));
-  }
-  for (const int count : rows) {
-    if (count < 1 || count > qwen2::cuda::kMaxRows || (count & (count - 1)) != 0) {
-      fmt::print(stderr, "gpu_benchmarks: ROWS must be powers of two up to {}\n", qwen2::cuda::kMaxRows);
-      return 1;
+  if (argc > 1) rows.clear();
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view text = argv[i];
+    int count = 0;
+    const auto read = std::from_chars(text.begin(), text.end(), count);
+    if (read.ec != std::errc() || read.ptr != text.end() || count < 1 || count > qwen2::cuda::kMaxRows ||
+        (count & (count - 1)) != 0) {
+      fmt::print(stderr, "gpu_benchmarks: ROWS must be powers of two up to {}, not '{}'\n",
+                 qwen2::cuda::kMaxRows, text);
+      return 2;
     }
-    qwen2::run(count);
+    rows.push_back(count);
   }
+  for (const int count : rows) qwen2::run(count);
   return 0;
 }
