@@ -19,8 +19,8 @@ namespace {
 
 constexpr double kHandover = 0.03;
 
-// The thread sanitizer makes client and server so slow that they would be measured, not the schedule.
-#ifdef __SANITIZE_THREAD__
+// Sanitizers make client and server so slow that they would be measured, not the schedule.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 constexpr int64_t kLess = 10;
 #else
 constexpr int64_t kLess = 1;
