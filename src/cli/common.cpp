@@ -29,28 +29,14 @@ namespace {
 // Where scripts/setup puts the published Qwen2 tokeniser, for synthetic models.
 constexpr const char* kShippedTokenizer = "models/qwen2-tokenizer";
 
-fs::path given_tokenizer(const ModelFlags& flags) {
-  return flags.tokenizer.empty() ? fs::path(tokenizer_folder(flags.model)) : fs::path(flags.tokenizer);
-}
-
-}  // namespace
-
-fs::path tokenizer_source(const ModelFlags& flags) {
-  const fs::path folder = given_tokenizer(flags);
-  return folder.empty() ? shipped_path(fs::path(kShippedTokenizer) / "tokenizer.json").parent_path() : folder;
-}
-
-std::string tokenizer_name(const ModelFlags& flags) {
-  if (is_gguf_file(flags.model) && flags.tokenizer.empty()) return flags.model;
-  const fs::path folder = given_tokenizer(flags);
-  return folder.empty() ? kShippedTokenizer : folder.string();
-}
-
-namespace {
-
 // The flags ask for the tokeniser that a .gguf file carries.
 bool uses_gguf_tokenizer(const ModelFlags& flags) {
   return flags.tokenizer.empty() && is_gguf_file(flags.model);
+}
+
+// The folder that the user named, or the model's own; empty where it has none.
+fs::path given_tokenizer(const ModelFlags& flags) {
+  return flags.tokenizer.empty() ? fs::path(tokenizer_folder(flags.model)) : fs::path(flags.tokenizer);
 }
 
 Result<std::optional<Tokenizer>> open_gguf_tokenizer(const std::string& model, bool required) {
@@ -63,6 +49,17 @@ Result<std::optional<Tokenizer>> open_gguf_tokenizer(const std::string& model, b
 }
 
 }  // namespace
+
+fs::path tokenizer_source(const ModelFlags& flags) {
+  const fs::path folder = given_tokenizer(flags);
+  return folder.empty() ? shipped_path(fs::path(kShippedTokenizer) / "tokenizer.json").parent_path() : folder;
+}
+
+std::string tokenizer_name(const ModelFlags& flags) {
+  if (uses_gguf_tokenizer(flags)) return flags.model;
+  const fs::path folder = given_tokenizer(flags);
+  return folder.empty() ? kShippedTokenizer : folder.string();
+}
 
 void ModelFlags::add_to(CLI::App& app) {
   const size_t before = app.get_options().size();
@@ -157,8 +154,7 @@ Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool re
 
 Result<ChatTemplate> open_chat(const ModelFlags& flags) {
   if (!uses_gguf_tokenizer(flags)) {
-    const fs::path folder =
-        flags.tokenizer.empty() ? tokenizer_folder(flags.model) : fs::path(flags.tokenizer);
+    const fs::path folder = given_tokenizer(flags);
     return folder.empty() ? ChatTemplate() : ChatTemplate::load(folder);
   }
   QWEN2_TRY(const std::string config, gguf_tokenizer_config(flags.model));
