@@ -66,7 +66,7 @@ Result<std::string> wait_until_listening(Subprocess& service) {
   }
 }
 
-void show_progress(int64_t done, int64_t total, int64_t failed) {
+void show_requests(int64_t done, int64_t total, int64_t failed) {
   constexpr int64_t kWidth = 30;
   if (::isatty(STDERR_FILENO) == 0) return;
   const auto filled = static_cast<size_t>(done * kWidth / total);
@@ -141,7 +141,7 @@ class Bench {
 
  private:
   Result<LoadTestResult> test(const LoadTestOptions& options, std::optional<LoadTestResult> earlier) {
-    const LoopHooks hooks{show_progress, interrupted, nullptr};
+    const LoopHooks hooks{show_requests, interrupted, nullptr};
     return run_load_test(options, target_, *tokenizer_, chat_, hooks, std::move(earlier));
   }
 

@@ -47,7 +47,7 @@ std::string duration(double seconds) {
 }
 
 // A bar that redraws itself on a terminal; elsewhere a line for each child that has ended.
-void show_progress(const RunProgress& p) {
+void show_point(const RunProgress& p) {
   constexpr size_t kWidth = 24;
   const bool terminal = ::isatty(STDERR_FILENO) != 0;
   const std::string clear = terminal ? "\r\033[K" : "";
@@ -98,7 +98,7 @@ Status run(RunFlags& flags, int& exit_code) {
                            .overrides = flags.overrides,
                            .profile = flags.profile,
                            .stop = interrupted};
-  QWEN2_TRY(const RunReport report, run_experiment(experiment, options, show_progress));
+  QWEN2_TRY(const RunReport report, run_experiment(experiment, options, show_point));
   QWEN2_TRY(const auto points, summarise_points(flags.output, report.manifest));
   QWEN2_CHECK(write_summary(flags.output, points));
   if (report.manifest.interrupted) fmt::print(stderr, "\n");
