@@ -124,13 +124,6 @@ Status CudaBackend::begin(std::span<const Chunk> chunks, std::span<Sampler* cons
              logits_order_,
              token_place(steps_),
              done_[static_cast<size_t>(steps_ % 2)]};
-  if (!samplers.empty()) {
-    const auto offset = static_cast<size_t>(step.first_token) * sizeof(int32_t);
-    QWEN2_CHECK(
-        cuda_status(cudaMemcpyAsync(host_tokens_.data() + offset, w_.tokens + step.first_token,
-                                    samplers.size() * sizeof(int32_t), cudaMemcpyDeviceToHost, stream_),
-                    "fetching tokens"));
-  }
   QWEN2_CHECK(cuda_status(cudaEventRecord(step.done, stream_), "a step"));
   // A chunk of the next step says "the i-th token" in the order of the samplers.
   pending_order_ = logits_order_;
@@ -217,14 +210,18 @@ Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sa
   }
   for (; row < padded_rows; ++row) rows[row] = {0, 0, 0, 0};
   seen_offset_ = word;
-  if (!samplers.empty()) {
-    auto* samples = reinterpret_cast<cuda::SampleRow*>(host + w_.samples_offset());
-    write_samples(group, samplers, samples, words, word);
-  }
+  auto* samples = reinterpret_cast<cuda::SampleRow*>(host + w_.samples_offset());
+  for (int i = 0; i < cuda::kMaxRows; ++i) samples[i].in_step = 0;
+  if (!samplers.empty()) write_samples(group, samplers, samples, words, word);
   const auto bytes = static_cast<size_t>(w_.words_offset()) + static_cast<size_t>(word) * sizeof(uint32_t);
   QWEN2_CHECK(cuda_status(cudaMemcpyAsync(w_.inputs, host, bytes, cudaMemcpyHostToDevice, stream_),
                           "sending a step"));
   return cuda_status(cudaEventRecord(inputs.sent, stream_), "sending a step");
+}
+
+// Recorded steps take the likeliest tokens themselves.
+bool CudaBackend::sampled_in_step(const Group& group, const Sampler& sampler) {
+  return !group.is_prompt && sampler.params().temperature == 0 && sampler.params().repetition_penalty == 1.0F;
 }
 
 void CudaBackend::write_samples(const Group& group, std::span<Sampler* const> samplers,
@@ -248,6 +245,7 @@ void CudaBackend::write_samples(const Group& group, std::span<Sampler* const> sa
       sample.pending =
           static_cast<int32_t>(token_place(steps_ + 1) + pending_order_[static_cast<size_t>(wanted.pending)]);
     }
+    sample.in_step = sampled_in_step(group, sampler) ? 1 : 0;
     sample.uniform = sampler.next_uniform(wanted.pending >= 0 ? 1 : 0);
     for (const TokenId token : seen) words[word++] = static_cast<uint32_t>(token);
   }
@@ -277,6 +275,7 @@ void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const>
   cuda::SampleKinds kinds;
   for (const Group::Wanted& wanted : group.wanted) {
     const Sampler& sampler = *samplers[static_cast<size_t>(wanted.place)];
+    if (sampled_in_step(group, sampler)) continue;
     kinds.penalised = kinds.penalised || sampler.params().repetition_penalty != 1.0F;
     (sampler.params().temperature == 0 ? kinds.greedy : kinds.drawn) = true;
   }
@@ -284,6 +283,10 @@ void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const>
 }
 
 void CudaBackend::sample_rows(int count, const cuda::SampleKinds& kinds) const {
+  cuda::sample(sample_args(count), kinds, stream_);
+}
+
+cuda::SampleArgs CudaBackend::sample_args(int count) const {
   cuda::SampleArgs args;
   args.count = count;
   args.rows = reinterpret_cast<const cuda::SampleRow*>(w_.inputs + w_.samples_offset());
@@ -292,9 +295,11 @@ void CudaBackend::sample_rows(int count, const cuda::SampleKinds& kinds) const {
   args.vocab = static_cast<int>(config_.vocab_size);
   args.seen = reinterpret_cast<const int32_t*>(words() + seen_offset_);
   args.tokens = w_.tokens;
+  // The card writes to the host's memory itself: a copy would hold up the next step.
+  args.host_tokens = reinterpret_cast<int32_t*>(host_tokens_.data());
   args.best = w_.best;
   args.arrived = w_.arrived;
-  cuda::sample(args, kinds, stream_);
+  return args;
 }
 
 }  // namespace qwen2

@@ -69,6 +69,8 @@ class CudaBackend final : public Backend {
   [[nodiscard]] int64_t token_place(int64_t step) const { return step % 2 * plan_.limits.max_num_seqs; }
   void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
   void sample_rows(int count, const cuda::SampleKinds& kinds) const;
+  [[nodiscard]] cuda::SampleArgs sample_args(int count) const;
+  static bool sampled_in_step(const Group& group, const Sampler& sampler);
   // In cuda_prompt.cpp.
   Status run_prompt(const Chunk& chunk);
   Status prompt_attention(int layer, const Chunk& chunk);

@@ -57,7 +57,8 @@ void CudaBackend::multiply(const CudaMatrix& matrix, ProductArgs args) const {
   }
 }
 
-// The model, top to bottom, for rows whose inputs lie in the workspace.
+// The model, top to bottom, for rows whose inputs lie in the workspace, and the tokens of those that are
+// sampled the plain way.
 void CudaBackend::enqueue_rows(int count, int max_splits) const {
   cuda::EmbedArgs embed;
   embed.embedding = weights_.embedding.front().matrix;
@@ -71,6 +72,9 @@ void CudaBackend::enqueue_rows(int count, int max_splits) const {
   int current = 0;
   for (int layer = 0; layer < config_.layers; ++layer) enqueue_layer(layer, count, max_splits, current);
   multiply(weights_.head, head_product(count, kDownSplit, current));
+  cuda::SampleArgs sample = sample_args(count);
+  sample.in_step = true;
+  cuda::sample(sample, {.penalised = false, .greedy = true, .drawn = false}, stream_);
 }
 
 // Logits of the rows of the residual stream.

@@ -191,7 +191,7 @@ Status CudaBackend::load_kernels() {
                             .seen_offset = 0,
                             .seen_count = 0,
                             .pending = -1,
-                            .unused = 0,
+                            .in_step = 0,
                             .uniform = 0.5};
   QWEN2_CHECK(cuda_status(
       cudaMemcpy(w_.inputs + w_.samples_offset(), &row, sizeof(row), cudaMemcpyHostToDevice), "sampling"));

@@ -690,8 +690,8 @@ TEST(GpuSampling, FollowsTheProbabilities) {
       }
       const Buffer<SampleRow> d_rows(rows);
       const Buffer<float> d_logits(copies);
-      sample({64, d_rows.get(), d_logits.get(), kVocab, kVocab, d_seen.get(), tokens.get(), best.get(),
-              arrived.get()},
+      sample({64, d_rows.get(), d_logits.get(), kVocab, kVocab, d_seen.get(), tokens.get(), nullptr, false,
+              best.get(), arrived.get()},
              {penalty != 1, false, true}, nullptr);
       for (const int32_t token : tokens.read()) {
         ASSERT_TRUE(token >= 0 && token < kVocab);
@@ -714,24 +714,41 @@ TEST(GpuSampling, FollowsTheProbabilities) {
   }
 }
 
+// The third row is not the step's to take.
 TEST(GpuSampling, GreedyTakesTheFirstOfTheLargest) {
   constexpr int kVocab = 152064;
   auto logits = test::normal(2 * kVocab);
   for (const size_t place : {size_t{70000}, size_t{150001}}) logits[place] = 100;
   logits[kVocab + 3] = 50;
   const Buffer<float> d_logits(logits);
-  const Buffer<SampleRow> rows(
-      std::vector<SampleRow>{{0, 1, 0, 1, 0, 1, 0, 0, -1, 0, 0}, {1, 0, 0, 1, 0, 1, 0, 0, -1, 0, 0}});
-  const Buffer<int32_t> tokens(2), seen(1);
-  const Buffer<unsigned long long> best(2);
-  const Buffer<uint32_t> arrived(2);
+  const Buffer<SampleRow> rows(std::vector<SampleRow>{{0, 1, 0, 1, 0, 1, 0, 0, -1, 1, 0},
+                                                      {1, 0, 0, 1, 0, 1, 0, 0, -1, 1, 0},
+                                                      {1, 2, 0, 1, 0, 1, 0, 0, -1, 0, 0}});
+  const Buffer<int32_t> tokens(3), host_tokens(3), seen(1);
+  const Buffer<unsigned long long> best(3);
+  const Buffer<uint32_t> arrived(3);
   best.zero();
   arrived.zero();
+  SampleArgs args;
+  args.count = 3;
+  args.rows = rows.get();
+  args.logits = d_logits.get();
+  args.stride = kVocab;
+  args.vocab = kVocab;
+  args.seen = seen.get();
+  args.tokens = tokens.get();
+  args.host_tokens = host_tokens.get();
+  args.best = best.get();
+  args.arrived = arrived.get();
   for (int repeat = 0; repeat < 3; ++repeat) {
-    sample(
-        {2, rows.get(), d_logits.get(), kVocab, kVocab, seen.get(), tokens.get(), best.get(), arrived.get()},
-        {false, true, false}, nullptr);
-    EXPECT_EQ(tokens.read(), (std::vector<int32_t>{3, 70000}));
+    tokens.zero();
+    args.in_step = true;
+    sample(args, {false, true, false}, nullptr);
+    EXPECT_EQ(tokens.read(), (std::vector<int32_t>{3, 70000, 0}));
+    args.in_step = false;
+    sample(args, {false, true, false}, nullptr);
+    EXPECT_EQ(tokens.read(), (std::vector<int32_t>{3, 70000, 3}));
+    EXPECT_EQ(host_tokens.read(), tokens.read());
   }
 }
 

@@ -93,7 +93,8 @@ struct ProductArgs {
   int64_t y_stride = 0;
   int split = 1;  // kStore: parts of the columns, summed by the reader
   // Of one row, with dependent launch: the next kernel is let in while this one still waits, so that its
-  // weights come meanwhile; and this kernel was let in so early that it has time to fetch gently.
+  // weights come meanwhile; and this kernel was let in so early that it has time to fetch gently (and, in
+  // fp16, lets the next one in late: it would take bandwidth that this one needs).
   bool next_starts_early = false;
   bool starts_early = false;
   uint32_t* row_max = nullptr;    // kSwiglu: zeroed by the caller
@@ -255,7 +256,7 @@ struct SampleRow {
   float penalty;
   int32_t seen_offset, seen_count;
   int32_t pending;  // the place of one more token that was seen, among the sampled ones; -1: none
-  int32_t unused;
+  int32_t in_step;  // not zero: greedy, without penalty, and taken by the step itself, see SampleArgs
   double uniform;
 };
 
@@ -267,6 +268,8 @@ struct SampleArgs {
   int vocab = 0;
   const int32_t* seen = nullptr;
   int32_t* tokens = nullptr;           // sampled, by place; earlier steps' too
+  int32_t* host_tokens = nullptr;      // the same in page-locked memory of the host; null: none
+  bool in_step = false;                // takes the rows that say so, all others otherwise; greedy only
   unsigned long long* best = nullptr;  // [count], zero, and zero again afterwards
   uint32_t* arrived = nullptr;         // the same
 };

@@ -45,6 +45,11 @@ __global__ void penalise_kernel(const __grid_constant__ SampleArgs a) {
   if (pending >= 0 && !known && row.penalty != 1 && threadIdx.x == 0) penalise(pending);
 }
 
+__device__ __forceinline__ void store_token(const SampleArgs& a, const SampleRow& row, int token) {
+  a.tokens[row.place] = token;
+  if (a.host_tokens != nullptr) a.host_tokens[row.place] = token;
+}
+
 // The larger key, and of equal ones the smaller id, is the larger number.
 __device__ __forceinline__ unsigned long long ranked(uint32_t key, int id) {
   return (static_cast<unsigned long long>(key) << 32) | (0xffffffffU - static_cast<uint32_t>(id));
@@ -65,7 +70,7 @@ __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_con
   wait_for_previous();
   let_next_start();
   const SampleRow row = a.rows[blockIdx.y];
-  if (row.temperature != 0) return;
+  if (row.temperature != 0 || (row.in_step != 0) != a.in_step) return;
   const float* logits = a.logits + row.logits_row * a.stride;
   unsigned long long best = 0;
   for (int i = blockIdx.x * kGreedyThreads + threadIdx.x; i < a.vocab; i += kGreedyBlocks * kGreedyThreads)
@@ -78,8 +83,8 @@ __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_con
     last = atomicAdd(a.arrived + blockIdx.y, 1U) == kGreedyBlocks - 1;
     if (last) {
       __threadfence();
-      a.tokens[row.place] =
-          static_cast<int32_t>(0xffffffffU - static_cast<uint32_t>(atomicExch(shared_best, 0ULL)));
+      const auto inverted = static_cast<uint32_t>(atomicExch(shared_best, 0ULL));
+      store_token(a, row, static_cast<int32_t>(0xffffffffU - inverted));
       a.arrived[blockIdx.y] = 0;
     }
   }
@@ -211,7 +216,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
   bool found = false;
   for_each_kept([&](int i, unsigned long long m) {
     if (!found && drawn < before + m) {
-      a.tokens[row.place] = i;
+      store_token(a, row, i);
       found = true;
     }
     before += m;
