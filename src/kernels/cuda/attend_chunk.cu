@@ -34,7 +34,7 @@ __device__ __forceinline__ void load_page(const ChunkAttentionArgs& a, uint32_t 
     __half* to = tile_place<dim>(what == 0 ? k : v, row, piece);
     const int64_t at = (int64_t(what) * kKeys + row) * dim + piece * 8;
     if constexpr (bits == 16) {
-      copy_16(to, base + at * 2);
+      copy_16(shared_address(to), base + at * 2);
     } else {
       const uint2 codes = *reinterpret_cast<const uint2*>(base + at);
       const float scale =
@@ -157,7 +157,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int n = 0; n < 8; n += 2) {
         // Keys n * 8 .. + 15, columns step * 16 .. + 15.
         uint32_t b[4];
-        load_matrices(b, tile_place<dim>(k, (n + lane / 16) * 8 + lane % 8, step * 2 + lane / 8 % 2));
+        load_matrices(
+            b, shared_address(tile_place<dim>(k, (n + lane / 16) * 8 + lane % 8, step * 2 + lane / 8 % 2)));
         const uint32_t low[2] = {b[0], b[1]};
         const uint32_t high[2] = {b[2], b[3]};
         mma_step(s[n], q[step], low);
@@ -214,7 +215,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int n = 0; n < dim / 8; n += 2) {
         // Keys step * 16 .. + 15, columns n * 8 .. + 15.
         uint32_t b[4];
-        load_matrices_transposed(b, tile_place<dim>(v, step * 16 + lane % 16, n + lane / 16));
+        load_matrices_transposed(b, shared_address(tile_place<dim>(v, step * 16 + lane % 16, n + lane / 16)));
         const uint32_t low[2] = {b[0], b[1]};
         const uint32_t high[2] = {b[2], b[3]};
         mma_step(out[n], p, low);

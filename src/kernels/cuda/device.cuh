@@ -44,7 +44,7 @@ __device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], 
 // Weights are read once: they should not push anything out of the caches.
 __device__ __forceinline__ uint4 load_once(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
@@ -74,12 +74,14 @@ __device__ __forceinline__ void copy_small(void* to, const void* from) {
                : "memory");
 #endif
 }
-// 16 bytes, at once where there are none.
-__device__ __forceinline__ void copy_16(void* to, const void* from) {
+// 16 bytes to an address in shared memory, at once where there are none.
+__device__ __forceinline__ void copy_16(uint32_t to, const void* from) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 #else
-  *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
+  const uint4 v = *static_cast<const uint4*>(from);
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
 #endif
 }
 __device__ __forceinline__ void end_copies() {
@@ -99,6 +101,11 @@ __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
+}
+
+// a / b of small numbers, by a faster way than whole ones have; `inverse` is 1 / b.
+__device__ __forceinline__ int divide_small(int a, float inverse) {
+  return __float2int_rz((static_cast<float>(a) + 0.5F) * inverse);
 }
 
 __device__ __forceinline__ float warp_sum(float v) {

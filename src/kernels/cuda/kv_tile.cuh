@@ -22,23 +22,36 @@ struct KvTile {
   static constexpr int kRowBytes = dim * bits / 8;
   static constexpr int kPieces = kRowBytes / 16;
   static constexpr int kScales = kTileKeys * kRowBytes;  // where the fp16 scales of 8-bit rows lie
-  static constexpr int kBytes = kScales + (bits == 8 ? kTileKeys * 2 : 0);
+  // Tiles must lie at multiples of kAlignment: then a piece's address is a lane's own, with some bits
+  // flipped.
+  static constexpr int kAlignment = 256;
+  static constexpr int kBytes =
+      (kScales + (bits == 8 ? kTileKeys * 2 : 0) + kAlignment - 1) / kAlignment * kAlignment;
 
+  static constexpr int kFlipped = 7 & (kPieces - 1);
   static __device__ __forceinline__ int place(int row, int piece) {
-    return row * kRowBytes + ((piece ^ (row & 7 & (kPieces - 1))) * 16);
+    return row * kRowBytes + ((piece ^ (row & kFlipped)) * 16);
   }
 
   // Starts the copies of the first `end` rows and of all scales. `rows` and `scales` are those of the tile in
   // its page.
   static __device__ __forceinline__ void copy(const std::byte* rows, const std::byte* scales, int end,
                                               std::byte* out) {
+    constexpr int kRows = kWarp / kPieces;  // at once
     const int lane = threadIdx.x % kWarp;
+    const uint32_t own = shared_address(out) + place(lane / kPieces, lane % kPieces);
+    const std::byte* from = rows + lane * 16;
+    const auto copy_rows = [&](int i) {
+      copy_16((own ^ (i * kRows & kFlipped) * 16) + i * kRows * kRowBytes, from + i * kWarp * 16);
+    };
+    if (end == kTileKeys) {
 #pragma unroll
-    for (int i = 0; i < kTileKeys * kPieces / kWarp; ++i) {
-      const int row = i * (kWarp / kPieces) + lane / kPieces;
-      if (row < end) copy_16(out + place(row, lane % kPieces), rows + (i * kWarp + lane) * 16);
+      for (int i = 0; i < kTileKeys / kRows; ++i) copy_rows(i);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i * kRows + lane / kPieces < end; ++i) copy_rows(i);
     }
-    if (bits == 8 && lane < 2) copy_16(out + kScales + lane * 16, scales + lane * 16);
+    if (bits == 8 && lane < 2) copy_16(shared_address(out) + kScales + lane * 16, scales + lane * 16);
   }
   // Zeroes the rows from `end` on: values must not be infinite where their weight is zero.
   static __device__ __forceinline__ void clear(int end, std::byte* out) {
@@ -79,13 +92,14 @@ struct KvTile {
         }
       }
     }
+    const uint32_t own = shared_address(keys) + place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int step = 0; step < dim / 16; ++step) {
       const uint4 q = queries[step * kWarp + lane];
       const uint32_t a[4] = {q.x, q.y, q.z, q.w};
       uint32_t b[4];
       if constexpr (bits == 16) {
-        load_matrices(b, keys + place(lane / 16 * 8 + lane % 8, step * 2 + lane / 8 % 2));
+        load_matrices(b, own ^ step * 32);
       } else {
 #pragma unroll
         for (int i = 0; i < 4; ++i) b[i] = unpack_pair<MatrixForm::kInt8>(words[i / 2][step], i % 2, kMagic);
@@ -102,10 +116,11 @@ struct KvTile {
                                              float (&sums)[dim / 8][4]) {
     const int lane = threadIdx.x % kWarp;
     if constexpr (bits == 16) {
+      const uint32_t own = shared_address(values) + place(lane % 16, lane / 16);
 #pragma unroll
       for (int n = 0; n < dim / 8; n += 2) {
         uint32_t b[4];
-        load_matrices_transposed(b, values + place(lane % 16, n + lane / 16));
+        load_matrices_transposed(b, own ^ n * 16);
         const uint32_t low[2] = {b[0], b[1]};
         const uint32_t high[2] = {b[2], b[3]};
         mma_step(sums[n], weights, low);

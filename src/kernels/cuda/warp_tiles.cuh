@@ -15,8 +15,8 @@ constexpr int kThreads = kWarps * kWarp;
 struct Part {
   int kv_head, first_head, heads;
   int first_key, keys;
-  const float* q;  // of its heads
-  const uint32_t* pages;
+  const float* q;         // of its heads
+  const uint32_t* pages;  // of its keys
 };
 
 // A warp's keys and values on their way, `depth` tiles ahead of what it works on; tiles that are older than
@@ -28,7 +28,11 @@ class Tiles {
   using Tile = KvTile<dim, bits>;
 
   __device__ __forceinline__ Tiles(const RowAttentionArgs& a, const Part& part, std::byte* memory)
-      : a_(a), part_(part), memory_(memory), page_(page_of(first())) {}
+      : part_(part),
+        memory_(memory),
+        data_(a.cache.data + part.kv_head * kPageBytes),
+        page_stride_(a.heads.kv_heads * kPageBytes),
+        page_(page_of(first())) {}
 
   [[nodiscard]] __device__ __forceinline__ int count(int tile) const {
     return max(0, min(kTileKeys, part_.keys - tile * kTileKeys));
@@ -54,6 +58,8 @@ class Tiles {
   }
 
  private:
+  static constexpr int kPageBytes = static_cast<int>(kv_page_bytes(bits, dim));
+  static constexpr int kTilesAPage = kPageTokens / kTileKeys;
   static constexpr int kStages = depth > 0 ? depth : 1;
   static constexpr int kStarts = depth > 0 ? 2 * depth : 1;  // of keys or values, ahead
 
@@ -61,14 +67,9 @@ class Tiles {
   [[nodiscard]] __device__ __forceinline__ std::byte* place(int tile, int what) const {
     return memory_ + (depth == 0 ? 0 : tile / kWarps % kStages * 2 + what) * Tile::kBytes;
   }
+  // A part begins with a page.
   [[nodiscard]] __device__ __forceinline__ uint32_t page_of(int tile) const {
-    return count(tile) > 0 ? part_.pages[(part_.first_key + tile * kTileKeys) / kPageTokens] : 0;
-  }
-  [[nodiscard]] __device__ __forceinline__ const std::byte* page() const {
-    return a_.cache.data + (int64_t(page_) * a_.heads.kv_heads + part_.kv_head) * kv_page_bytes(bits, dim);
-  }
-  [[nodiscard]] __device__ __forceinline__ int row_of(int tile, int what) const {
-    return what * kPageTokens + (part_.first_key + tile * kTileKeys) % kPageTokens;
+    return count(tile) > 0 ? __ldg(part_.pages + tile / kTilesAPage) : 0;
   }
   // The first tiles, as far as all of their keys are below `limit`.
   __device__ __forceinline__ void start_all(int limit) {
@@ -82,17 +83,19 @@ class Tiles {
   // The page of each tile is asked for when the one before it is started.
   __device__ __forceinline__ void start(int tile, int what) {
     if (count(tile) > 0) {
-      const int row = row_of(tile, what);
-      Tile::copy(page() + row * Tile::kRowBytes, page() + 2 * kPageTokens * dim + row * 2, count(tile),
+      const std::byte* page = data_ + int64_t(page_) * page_stride_;
+      const int row = what * kPageTokens + tile % kTilesAPage * kTileKeys;
+      Tile::copy(page + row * Tile::kRowBytes, page + 2 * kPageTokens * dim + row * 2, count(tile),
                  place(tile, what));
     }
     end_copies();
     if (what == 1) page_ = page_of(tile + kWarps);
   }
 
-  const RowAttentionArgs& a_;
   const Part& part_;
   std::byte* memory_;
+  const std::byte* data_;  // of the KV head in page 0
+  uint32_t page_stride_;
   uint32_t page_;
   int started_ = 0;
 };
