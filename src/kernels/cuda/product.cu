@@ -14,7 +14,7 @@ constexpr size_t kStagedBytes = 28 * 1024;
 }  // namespace
 
 bool can_stage(const DeviceMatrix& w, bool normed) {
-  return w.order == nullptr && staged_bytes(w.form, w.row_bytes) <= kStagedBytes &&
+  return w.order == nullptr && staged_bytes(w.form, w.chunks()) <= kStagedBytes &&
          (!normed || w.cols <= kNormThreads * kNormQuads * 4);
 }
 

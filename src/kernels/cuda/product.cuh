@@ -11,8 +11,8 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/product_output.cuh"
-#include "kernels/cuda/product_ring.cuh"
 #include "kernels/cuda/product_stage.cuh"
+#include "kernels/cuda/product_steps.cuh"
 
 namespace qwen2::cuda {
 
@@ -26,92 +26,6 @@ inline int product_teams(const ProductArgs& a, int multiprocessors) {
   const int blocks = (a.w.tiles() + kTeams - 1) / kTeams * a.split;
   const bool fills = a.rows == 1 ? a.w.tiles() > multiprocessors : 10 * blocks >= 9 * multiprocessors;
   return fills ? kTeams : 1;
-}
-
-template <int NT>
-using Sums = float[NT == 0 ? 1 : NT][4];  // NT = 0: one row, in every column
-
-// Elements from a lane's activations of 32 columns to those of the next 32: one row lies as such in shared
-// memory, several in blocks (see XOrder).
-template <int NT>
-constexpr int kNextActivations = NT == 0 ? 32 : 256;
-
-// The activations of steps s and s + 1 of a chunk; `x` points at lane t's first ones.
-template <int NT>
-__device__ __forceinline__ void load_activations(const __half* x, int s, uint32_t (&b)[2][2]) {
-  const uint4 v = *reinterpret_cast<const uint4*>(x + s / 2 * kNextActivations<NT>);
-  b[0][0] = v.x;
-  b[0][1] = v.y;
-  b[1][0] = v.z;
-  b[1][1] = v.w;
-}
-
-template <MatrixForm form, int NT, bool fine>
-__device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const LaneChunk& c, const __half* x,
-                                               int64_t stride8, int tile, int chunk, int g, uint32_t magic,
-                                               Sums<NT>& sums) {
-  constexpr int steps = chunk_columns(form) / 16;
-  constexpr int columns = NT == 0 ? 1 : NT;
-  // Of even and odd steps, so that they need not wait for each other; on Turing registers are dearer.
-  Sums<NT> parts[2] = {};
-  Sums<NT> ones = {};
-  const uint32_t one[4] = {0x3c003c00U, 0x3c003c00U, 0x3c003c00U, 0x3c003c00U};
-#pragma unroll
-  for (int s = 0; s < steps; s += 2) {
-    uint32_t b[columns][2][2];
-#pragma unroll
-    for (int n = 0; n < columns; ++n) load_activations<NT>(x + n * stride8, s, b[n]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t a[4];
-      unpack_step<form>(c, s + half, magic, a);
-#pragma unroll
-      for (int n = 0; n < columns; ++n) {
-        if constexpr (form == MatrixForm::kF16) {
-          mma_step(sums[n], a, b[n][half]);
-        } else {
-          mma_step(parts[kAsync ? half : 0][n], a, b[n][half]);
-          if constexpr (is_general(form)) mma_step(ones[n], one, b[n][half]);
-        }
-      }
-      if constexpr (form != MatrixForm::kF16) {
-        const bool last = s + half + 1 == steps;
-        float scale[2];
-        float minimum[2] = {};
-        if constexpr (fine) {
-          const int next = chunk * chunk_columns(form) + (s + half + 1) * 16;
-          if (!last && next % w.group != 0) continue;
-          const int group = min((next - 16) / w.group, w.groups - 1);
-          const int64_t at = (int64_t(tile) * w.groups + group) * kTileRows + g;
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            if constexpr (is_general(form)) {
-              scale[i] = static_cast<const float*>(w.scales)[at + 8 * i];
-              minimum[i] = w.minima[at + 8 * i];
-            } else {
-              scale[i] = __half2float(static_cast<const __half*>(w.scales)[at + 8 * i]);
-            }
-          }
-        } else {
-          if (!last) continue;
-          scale[0] = __half2float(__ushort_as_half(static_cast<unsigned short>(c.scale[0])));
-          scale[1] = __half2float(__ushort_as_half(static_cast<unsigned short>(c.scale[1])));
-        }
-#pragma unroll
-        for (int n = 0; n < columns; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; i += NT == 0 ? 2 : 1) {
-            sums[n][i] += scale[i / 2] * (kAsync ? parts[0][n][i] + parts[1][n][i] : parts[0][n][i]);
-            parts[0][n][i] = parts[1][n][i] = 0;
-            if constexpr (is_general(form)) {
-              sums[n][i] -= minimum[i / 2] * ones[n][i];
-              ones[n][i] = 0;
-            }
-          }
-        }
-      }
-    }
-  }
 }
 
 // How a team adds up the sums of its warps: so many columns (rows of activations) at once, column by column
@@ -237,6 +151,13 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
 
 // Chunks on the way to a warp that fetches gently.
 constexpr int kGently = 2;
+// Stages of the rings of one row: as many as leave room for the kernels before and after, few for a part of
+// the columns, and all that a warp wants of a tile of 1536 columns where a block has one tile.
+constexpr int kDeep = 9;
+constexpr int kShallow = 6;
+constexpr int whole_depth(MatrixForm form) {
+  return std::max(1536 / chunk_columns(form) / kSplitWarps, kFewPlaces + 1);
+}
 
 struct ProductShape {
   int chunks_a_part;
@@ -246,13 +167,21 @@ struct ProductShape {
   int ring_offset;
 };
 
+// Places in registers instead: for one row as many as one block of a multiprocessor can have.
+template <int NT>
+constexpr int register_places(int depth) {
+  if (NT > 0) return kFewPlaces;
+  return depth == kDeep ? kShallow : depth;
+}
+
 template <MatrixForm form, int NT, bool fine, int output, int depth>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
+__global__ void __launch_bounds__(kMaxWarps* kWarp,
+                                  NT <= 1 && (kAsync || register_places<NT>(depth) == kFewPlaces) ? 2 : 1)
     product_kernel(const __grid_constant__ ProductArgs a, const ProductShape shape) {
   extern __shared__ uint4 shared_memory[];
   __shared__ float factors[NT == 0 ? 1 : kMaxRows];
   __shared__ unsigned block_max[NT == 0 ? 1 : kMaxRows];
-  __shared__ float scratch[kNormThreads / kWarp];
+  __shared__ float4 scratch[kNormThreads / kWarp / 4];
   auto* buffer = reinterpret_cast<float*>(shared_memory);
   constexpr bool scaled = form != MatrixForm::kF16 && !fine;
   const DeviceMatrix& w = a.w;
@@ -262,23 +191,23 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   const int team = warp / kSplitWarps;
   const int in_team = warp % kSplitWarps;
   const int part = static_cast<int>(blockIdx.y);
-  const int first_chunk = part * shape.chunks_a_part + in_team;
-  const int end_chunk = min((part + 1) * shape.chunks_a_part, w.chunks());
-  const int steps = max(0, (end_chunk - first_chunk + kSplitWarps - 1) / kSplitWarps);  // in each tile
-  const int first_tile = blockIdx.x * shape.teams + team;
-  const int tile_stride = gridDim.x * shape.teams;
-  int own_tiles = team < shape.teams ? shape.rounds : 0;  // warps beyond the teams help to norm
-  while (own_tiles > 0 && first_tile + (own_tiles - 1) * tile_stride >= w.tiles()) --own_tiles;
+  // Warps beyond the teams help to norm.
+  const Walk walk(w, blockIdx.x * shape.teams + team, gridDim.x * shape.teams,
+                  team < shape.teams ? shape.rounds : 0, part, shape.chunks_a_part, in_team);
 
-  using WarpRing = Ring<scaled, depth>;
+  using WarpRing = Ring<scaled, depth, register_places<NT>(depth)>;
   WarpRing ring(reinterpret_cast<const char*>(shared_memory) + shape.ring_offset +
                 warp * depth * stage_bytes(scaled));
-  Fetch<WarpRing, scaled> fetch(w, first_tile, tile_stride, own_tiles, first_chunk, steps, shape.group_shift);
+  Fetch<WarpRing, scaled> fetch(w, walk, shape.group_shift);
   const bool working = NT > 0 || team < shape.teams;
+  // Where the memory is the bound, the next kernel is let in when no more is left to ask for than a ring
+  // holds: if it had all that fits its own by the time that this one ends, the memory would rest until it
+  // begins.
+  const bool lets_in_late = NT == 0 && form == MatrixForm::kF16 && a.starts_early;
   if (working) {
     // Code that runs once is dear: it has to come from the second-level cache. Registers need names, though.
-#pragma unroll(kAsync ? 1 : kRegisterDepth)
-    for (int i = 0; i < (kAsync ? depth : kRegisterDepth); ++i) {
+#pragma unroll(WarpRing::kPlaces)
+    for (int i = 0; i < WarpRing::kAhead; ++i) {
       // A queue of requests would hold up what the kernels before this one wait for.
       if (NT == 0 && a.starts_early && i >= kGently) wait_copies<kGently - 1>();
       fetch.next(ring, i);
@@ -289,13 +218,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   RowState state;
   const __half* x;
   int64_t stride = 0;
-  if (output == static_cast<int>(ProductOutput::kQkv) && own_tiles > 0)
-    state.qkv = find_qkv(a, first_tile, g, 0);
+  if (output == static_cast<int>(ProductOutput::kQkv) && walk.tiles > 0)
+    state.qkv = find_qkv(a, walk.first_tile, g, 0);
   if constexpr (NT == 0) {
-    auto* xs = reinterpret_cast<__half*>(buffer + Reduce<NT>::floats);
+    // Of this part of the columns; `xs` is where the first column of all would be.
+    const int begin = part * shape.chunks_a_part * chunk_columns(form);
+    const int end_padded = min((part + 1) * shape.chunks_a_part, w.chunks()) * chunk_columns(form);
+    auto* xs = reinterpret_cast<__half*>(buffer + Reduce<NT>::floats) - begin;
     if (threadIdx.x == 0) block_max[0] = 0;
     // Beyond the columns, in the last chunk.
-    for (int k = w.cols + threadIdx.x * 4; k < w.chunks() * chunk_columns(form); k += blockDim.x * 4)
+    for (int k = w.cols + threadIdx.x * 4; k < end_padded; k += blockDim.x * 4)
       *reinterpret_cast<uint2*>(xs + staged_place<form>(k)) = {};
     if (a.input.hidden != nullptr) {
       float4 norm[kNormQuads];
@@ -308,13 +240,11 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
       wait_for_previous();
       stage_normed<form>(w, a.input, norm, xs, scratch);
       // Not before: what the next kernel fetches would stand in the way of the activations.
-      let_next_start();
+      if (!lets_in_late) let_next_start();
     } else {
       wait_for_previous();
-      if (!a.next_starts_early) let_next_start();
-      const int begin = part * shape.chunks_a_part * chunk_columns(form);
-      const int end = min(end_chunk * chunk_columns(form), w.cols);
-      state.factor = stage_plain<form>(a.input, begin, end, xs);
+      if (!a.next_starts_early && !lets_in_late) let_next_start();
+      state.factor = stage_plain<form>(a.input, begin, min(end_padded, w.cols), xs);
     }
     x = xs + 8 * t;
   } else {
@@ -331,46 +261,17 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT <= 1 ? 2 : 1)
   }
   __syncthreads();
 
-  uint32_t magic;  // the exponent of 1024, in a register
-  asm volatile("mov.u32 %0, 0x64646464;" : "=r"(magic));
-  Sums<NT> sums = {};
-  int tile = first_tile;
-  int turn = 0;
-  const auto finish_tile = [&] {
+  const auto finish = [&](int tile, int turn, const Sums<NT>& sums) {
     if constexpr (NT == 0) {
-      finish_row<output>(a, tile, turn++, in_team, sums, buffer, state);
+      finish_row<output>(a, tile, turn, in_team, sums, buffer, state);
     } else {
-      finish_rows<NT, output>(a, tile, turn++, team, in_team, sums, buffer, factors, block_max);
+      finish_rows<NT, output>(a, tile, turn, team, in_team, sums, buffer, factors, block_max);
     }
-#pragma unroll
-    for (auto& column : sums) {
-#pragma unroll
-      for (float& sum : column) sum = 0;
-    }
-    tile += tile_stride;
   };
-  if (steps == 0) {
-    for (int i = 0; i < own_tiles; ++i) finish_tile();
-  }
-  int work = own_tiles * steps;
-  int step = steps;
-  int chunk = first_chunk;
-  while (work > 0) {
-#pragma unroll
-    for (int i = 0; i < kPlaces; ++i) {
-      if (work <= 0) break;
-      --work;
-      const LaneChunk taken = ring.take(i);
-      multiply_chunk<form, NT, fine>(w, taken, x + chunk * (chunk_columns(form) / 32) * kNextActivations<NT>,
-                                     8 * stride, tile, chunk, g, magic, sums);
-      chunk += kSplitWarps;
-      fetch.next(ring, i);
-      if (--step > 0) continue;
-      step = steps;
-      chunk = first_chunk;
-      finish_tile();
-    }
-  }
+  const auto asked_for = [&](int left) {
+    if (lets_in_late && left == depth && warp == 0) let_next_start();
+  };
+  multiply_tiles<form, NT, fine>(w, walk, ring, fetch, x, 8 * stride, finish, asked_for);
   if (writes<output>(a, ProductOutput::kSwiglu)) {
     if constexpr (NT == 0) {
       state.largest = warp_max(state.largest);
@@ -388,8 +289,16 @@ inline bool is_coarse(const DeviceMatrix& w) {
   return w.group % chunk_columns(w.form) == 0 && (chunks & (chunks - 1)) == 0;
 }
 
-constexpr size_t staged_bytes(MatrixForm form, int64_t row_bytes) {
-  return static_cast<size_t>(row_bytes / kChunkBytes * chunk_columns(form)) * sizeof(uint16_t);
+// From chunks to groups, of a coarse matrix; one group has any length.
+inline int group_shift(const DeviceMatrix& w) {
+  int shift = 0;
+  if (w.groups == 1) return 31;
+  while (chunk_columns(w.form) << shift < w.group) ++shift;
+  return shift;
+}
+
+constexpr size_t staged_bytes(MatrixForm form, int64_t chunks) {
+  return static_cast<size_t>(chunks * chunk_columns(form)) * sizeof(uint16_t);
 }
 
 // False where a block's memory is too small for `depth` with so many teams, unless there is no other choice:
@@ -405,20 +314,14 @@ bool run_product(const ProductArgs& a, int teams, int multiprocessors, bool last
   const int places = (a.w.tiles() + shape.teams - 1) / shape.teams;
   const dim3 blocks(std::min(places, multiprocessors), a.split);
   shape.rounds = (places + static_cast<int>(blocks.x) - 1) / static_cast<int>(blocks.x);
-  // Chunks to groups, where groups are as long as chunks or longer; one group has any length.
-  if (scaled) {
-    shape.group_shift = 31;
-    if (a.w.groups > 1) {
-      for (shape.group_shift = 0; chunk_columns(form) << shape.group_shift < a.w.group;) ++shape.group_shift;
-    }
-  }
+  if (scaled) shape.group_shift = group_shift(a.w);
   // A norm takes kNormThreads; small blocks otherwise leave room for the next kernel's.
   const unsigned team_threads = shape.teams * kSplitWarps * kWarp;
   const unsigned threads =
       a.input.hidden != nullptr ? std::max<unsigned>(team_threads, kNormThreads) : team_threads;
   // Sums of tiles, staged activations, chunks on their way.
   const size_t ring_offset =
-      sizeof(float) * Reduce<NT>::floats + (NT == 0 ? staged_bytes(form, a.w.row_bytes) : 0);
+      sizeof(float) * Reduce<NT>::floats + (NT == 0 ? staged_bytes(form, shape.chunks_a_part) : 0);
   shape.ring_offset = static_cast<int>(ring_offset);
   static const bool async = compiled_for(kernel) >= 80;
   size_t shared = ring_offset +
@@ -446,14 +349,15 @@ void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream)
   };
   switch (a.output) {
     case ProductOutput::kQkv:
-      return run.template operator()<ProductOutput::kQkv, 12, 6>();
+      return run.template
+      operator()<ProductOutput::kQkv, whole_depth(form), std::min(whole_depth(form), kShallow)>();
     case ProductOutput::kSwiglu:
-      return run.template operator()<ProductOutput::kSwiglu, 9, 6>();
+      return run.template operator()<ProductOutput::kSwiglu, kDeep, kShallow>();
     case ProductOutput::kStore:
       // A part of a 4-bit matrix has few chunks for a warp.
-      constexpr int depth = form_bits(form) == 4 ? 4 : 6;
+      constexpr int depth = form_bits(form) == 4 ? 4 : kShallow;
       if (a.split > 1) return run.template operator()<ProductOutput::kStore, depth, depth>();
-      return run.template operator()<ProductOutput::kStore, 9, 6>();
+      return run.template operator()<ProductOutput::kStore, kDeep, kShallow>();
   }
 }
 

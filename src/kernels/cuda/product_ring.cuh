@@ -13,9 +13,9 @@ struct LaneChunk {
 };
 
 // Chunks on their way to a warp. From Ampere on they wait in shared memory, where each lane finds the codes
-// that it copied itself; on Turing in registers, whose places the loop must name.
-constexpr int kRegisterDepth = 3;
-constexpr int kPlaces = kAsync ? 1 : kRegisterDepth;  // that the loop names
+// that it copied itself; on Turing in registers, whose places the loop must name. More than so many, and only
+// one large block fits a multiprocessor.
+constexpr int kFewPlaces = 3;
 
 // Codes, and scales of the coarse forms.
 constexpr int stage_bytes(bool scaled) {
@@ -52,10 +52,13 @@ __device__ __forceinline__ uint32_t load_shared_u16(uint32_t from) {
   return v;
 }
 
-template <bool scaled, int depth>
+// `depth` stages of shared memory, or `places` of registers.
+template <bool scaled, int depth, int places>
 class Ring {
  public:
-  // Of this warp: `depth` stages of shared memory.
+  static constexpr int kPlaces = kAsync ? 1 : places;
+  static constexpr int kAhead = kAsync ? depth : places;
+
   __device__ __forceinline__ explicit Ring(const void* memory)
       : begin_(shared_address(memory) + lane() * 16), at_(begin_), policy_(read_once_policy()) {}
 
@@ -120,25 +123,39 @@ class Ring {
 // few blocks, with more, adding up would cost more than it gains.
 constexpr int kSplitWarps = 4;
 
+// A warp's share of a matrix: every kSplitWarps-th chunk of some tiles.
+struct Walk {
+  int first_tile, tile_stride, tiles;
+  int first_chunk, steps;  // chunks of each tile
+
+  // Of at most `rounds` tiles, and of the columns' part `part`.
+  __device__ __forceinline__ Walk(const DeviceMatrix& w, int first, int stride, int rounds, int part,
+                                  int chunks_a_part, int in_team)
+      : first_tile(first), tile_stride(stride), tiles(rounds), first_chunk(part * chunks_a_part + in_team) {
+    const int end = min((part + 1) * chunks_a_part, w.chunks());
+    steps = max(0, (end - first_chunk + kSplitWarps - 1) / kSplitWarps);
+    while (tiles > 0 && first_tile + (tiles - 1) * tile_stride >= w.tiles()) --tiles;
+  }
+};
+
 // The chunks of a warp, in its order: tile by tile.
 template <class Ring, bool scaled>
 class Fetch {
  public:
-  __device__ __forceinline__ Fetch(const DeviceMatrix& w, int first_tile, int tile_stride, int tiles,
-                                   int first_chunk, int steps, int group_shift)
-      : codes_(w.codes + (int64_t(first_tile) * kTileRows + threadIdx.x % kWarp / 4) * w.row_bytes +
-               first_chunk * kChunkBytes + threadIdx.x % 4 * 16),
-        scales_(static_cast<const uint16_t*>(w.scales) + int64_t(first_tile) * w.groups * kTileRows +
+  __device__ __forceinline__ Fetch(const DeviceMatrix& w, const Walk& walk, int group_shift)
+      : codes_(w.codes + (int64_t(walk.first_tile) * kTileRows + threadIdx.x % kWarp / 4) * w.row_bytes +
+               walk.first_chunk * kChunkBytes + threadIdx.x % 4 * 16),
+        scales_(static_cast<const uint16_t*>(w.scales) + int64_t(walk.first_tile) * w.groups * kTileRows +
                 Ring::scale_place()),
-        code_jump_(int64_t(tile_stride) * kTileRows * w.row_bytes -
-                   int64_t(steps) * kSplitWarps * kChunkBytes),
-        scale_jump_(tile_stride * w.groups * kTileRows),
+        code_jump_(int64_t(walk.tile_stride) * kTileRows * w.row_bytes -
+                   int64_t(walk.steps) * kSplitWarps * kChunkBytes),
+        scale_jump_(walk.tile_stride * w.groups * kTileRows),
         high_row_(static_cast<uint32_t>(8 * w.row_bytes)),
-        left_(tiles * steps),
-        step_(steps),
-        steps_(steps),
-        chunk_(first_chunk),
-        first_chunk_(first_chunk),
+        left_(walk.tiles * walk.steps),
+        step_(walk.steps),
+        steps_(walk.steps),
+        chunk_(walk.first_chunk),
+        first_chunk_(walk.first_chunk),
         group_shift_(group_shift) {}
 
   // Starts the next chunk, if there is one.
@@ -159,6 +176,7 @@ class Fetch {
     }
     ring.pass();
   }
+  [[nodiscard]] __device__ __forceinline__ int left() const { return left_; }
 
  private:
   const uint8_t* codes_;

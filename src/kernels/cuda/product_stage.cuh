@@ -6,8 +6,8 @@
 
 namespace qwen2::cuda {
 
-constexpr int kNormThreads = 256;  // fixed, so that sums of squares do not depend on the block
-constexpr int kNormQuads = 2;      // of each thread, in registers: up to 2048 columns
+constexpr int kNormThreads = 384;  // fixed, so that sums of squares do not depend on the block
+constexpr int kNormQuads = 2;      // of each thread, in registers: up to 3072 columns
 
 template <MatrixForm form>
 __device__ __forceinline__ int staged_place(int col) {
@@ -39,6 +39,20 @@ __device__ __forceinline__ float sum_squares(float squares, const float4& v) {
   return squares + v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
 }
 
+// What a row is multiplied by, from each thread's sum of squares; only those of the first kNormThreads count.
+// All of it is on the way of every product: no exact division.
+__device__ __forceinline__ float norm_factor(float squares, int cols, float epsilon, float4* scratch) {
+  constexpr int kQuads = kNormThreads / kWarp / 4;
+  squares = warp_sum(squares);
+  if (threadIdx.x < kNormThreads && threadIdx.x % kWarp == 0)
+    reinterpret_cast<float*>(scratch)[threadIdx.x / kWarp] = squares;
+  __syncthreads();
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kQuads; ++i) sum += (scratch[i].x + scratch[i].y) + (scratch[i].z + scratch[i].w);
+  return rsqrtf(__fdividef(sum, static_cast<float>(cols)) + epsilon);
+}
+
 // Four neighbouring activations to their places in a staged row.
 template <MatrixForm form>
 __device__ __forceinline__ void put_quad(__half* out, int k, float4 v) {
@@ -50,7 +64,7 @@ __device__ __forceinline__ void put_quad(__half* out, int k, float4 v) {
 // rms_norm(hidden + partials) * norm, by kNormThreads threads, so that sums are add_norm()'s.
 template <MatrixForm form>
 __device__ __forceinline__ void stage_normed(const DeviceMatrix& w, const ProductInput& in,
-                                             const float4 (&norm)[kNormQuads], __half* out, float* scratch) {
+                                             const float4 (&norm)[kNormQuads], __half* out, float4* scratch) {
   float4 v[kNormQuads];
   float squares = 0;
   const bool works = threadIdx.x < kNormThreads;
@@ -66,13 +80,7 @@ __device__ __forceinline__ void stage_normed(const DeviceMatrix& w, const Produc
     squares = sum_squares(squares, v[i]);
     if (in.hidden_out != nullptr && blockIdx.x == 0) *reinterpret_cast<float4*>(in.hidden_out + k) = v[i];
   }
-  squares = warp_sum(squares);
-  if (works && threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = squares;
-  __syncthreads();
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kNormThreads / kWarp; ++i) sum += scratch[i];
-  const float factor = rsqrtf(sum / float(w.cols) + in.epsilon);
+  const float factor = norm_factor(squares, w.cols, in.epsilon, scratch);
 #pragma unroll
   for (int i = 0; i < kNormQuads; ++i) {
     const int k = (i * kNormThreads + threadIdx.x) * 4;
@@ -105,7 +113,7 @@ __device__ __forceinline__ float stage_plain(const ProductInput& in, int begin, 
       if (k < end) v[i] = __ldcg(reinterpret_cast<const float4*>(in.values + k));
     }
     factor = scale();
-    const float down = 1.0F / factor;
+    const float down = __fdividef(1, factor);  // exact, of a power of two
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int k = first + i * blockDim.x * 4;

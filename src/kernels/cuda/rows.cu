@@ -39,8 +39,7 @@ __global__ void embed_kernel(const __grid_constant__ EmbedArgs a) {
 
 // With kNormThreads threads, so that sums are those of the fused norm.
 __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
-  __shared__ float scratch[64];
-  __shared__ float factor[1];
+  __shared__ float4 scratch[kNormThreads / kWarp / 4];
   let_next_start();
   wait_for_previous();
   const int row = blockIdx.x;
@@ -57,18 +56,10 @@ __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
     *reinterpret_cast<float4*>(hidden + k) = v;
   }
   if (a.x == nullptr) return;
-  squares = warp_sum(squares);
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = squares;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    float sum = 0;
-    for (int i = 0; i < kNormThreads / kWarp; ++i) sum += scratch[i];
-    factor[0] = rsqrtf(sum / float(a.cols) + a.epsilon);
-  }
-  __syncthreads();
+  const float factor = norm_factor(squares, a.cols, a.epsilon, scratch);
   __half* x = reinterpret_cast<__half*>(a.x);
   for (int k = threadIdx.x; k < a.stride; k += kNormThreads) {
-    const float value = k < a.cols ? hidden[k] * factor[0] * a.norm[k] : 0.0F;
+    const float value = k < a.cols ? hidden[k] * factor * a.norm[k] : 0.0F;
     x[x_place(a.order, a.stride, row, k)] = __float2half_rn(saturate_half(value));
   }
 }
