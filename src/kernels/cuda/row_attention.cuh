@@ -124,7 +124,7 @@ struct Running {
   float sums[dim / 8][4] = {};
 };
 
-// Adds a tile; `first_tile_key` counts from the part's first key.
+// Adds a tile, which counts from the part's first key.
 template <int dim, int bits, int depth>
 __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& part,
                                          const AttentionShared& shared, const uint4* queries, int tile,
