@@ -279,11 +279,7 @@ void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const>
     kinds.penalised = kinds.penalised || sampler.params().repetition_penalty != 1.0F;
     (sampler.params().temperature == 0 ? kinds.greedy : kinds.drawn) = true;
   }
-  sample_rows(static_cast<int>(group.wanted.size()), kinds);
-}
-
-void CudaBackend::sample_rows(int count, const cuda::SampleKinds& kinds) const {
-  cuda::sample(sample_args(count), kinds, stream_);
+  cuda::sample(sample_args(static_cast<int>(group.wanted.size())), kinds, stream_);
 }
 
 cuda::SampleArgs CudaBackend::sample_args(int count) const {

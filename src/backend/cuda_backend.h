@@ -68,7 +68,6 @@ class CudaBackend final : public Backend {
   // Where this step's tokens, or the one's before it, lie among all.
   [[nodiscard]] int64_t token_place(int64_t step) const { return step % 2 * plan_.limits.max_num_seqs; }
   void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
-  void sample_rows(int count, const cuda::SampleKinds& kinds) const;
   [[nodiscard]] cuda::SampleArgs sample_args(int count) const;
   static bool sampled_in_step(const Group& group, const Sampler& sampler);
   // In cuda_prompt.cpp.

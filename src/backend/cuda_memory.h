@@ -50,7 +50,7 @@ class DeviceBuffer {
   size_t size_ = 0;
 };
 
-// Page-locked host memory, which copies to and from the card without a detour.
+// Page-locked host memory, which copies to and from the card without a detour, and which kernels can write.
 class PinnedBuffer {
  public:
   static Result<PinnedBuffer> allocate(size_t bytes, std::string_view what) {

@@ -195,7 +195,7 @@ Status CudaBackend::load_kernels() {
                             .uniform = 0.5};
   QWEN2_CHECK(cuda_status(
       cudaMemcpy(w_.inputs + w_.samples_offset(), &row, sizeof(row), cudaMemcpyHostToDevice), "sampling"));
-  sample_rows(1, {.penalised = true, .greedy = true, .drawn = true});
+  cuda::sample(sample_args(1), {.penalised = true, .greedy = true, .drawn = true}, stream_);
   return cuda_status(cudaStreamSynchronize(stream_), "the first prompt");
 }
 

@@ -21,6 +21,11 @@ struct Shared {
   bool last;
 };
 
+// a / b of small numbers, by a faster way than whole ones have; `inverse` is 1 / b.
+__device__ __forceinline__ int divide_small(int a, float inverse) {
+  return __float2int_rz((static_cast<float>(a) + 0.5F) * inverse);
+}
+
 // By one thread, when the block has stored its part: true where it is the last of `splits`. The counter is
 // zero again afterwards.
 __device__ __forceinline__ bool is_last(uint32_t* arrived, int splits) {
@@ -136,7 +141,7 @@ struct RowShape {
 template <int dim, int bits, int depth>
 __global__ void __launch_bounds__(kThreads)
     attend_rows_kernel(const __grid_constant__ RowAttentionArgs a, const RowShape shape) {
-  extern __shared__ __align__(256) uint4 shared_memory[];
+  extern __shared__ __align__(kTileAlignment) uint4 shared_memory[];
   __shared__ Shared shared;
   // The inputs of the step, and all keys and values but this step's, are older than the previous kernel.
   const int row = blockIdx.z;

@@ -103,11 +103,6 @@ __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
   return d;
 }
 
-// a / b of small numbers, by a faster way than whole ones have; `inverse` is 1 / b.
-__device__ __forceinline__ int divide_small(int a, float inverse) {
-  return __float2int_rz((static_cast<float>(a) + 0.5F) * inverse);
-}
-
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
   for (int o = 16; o > 0; o /= 2) v += __shfl_xor_sync(kFullMask, v, o);

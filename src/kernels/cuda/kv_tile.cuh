@@ -15,6 +15,8 @@
 namespace qwen2::cuda {
 
 constexpr int kTileKeys = 16;
+// Bytes at whose multiples tiles lie: then a piece's address is a lane's own, with some bits flipped.
+constexpr int kTileAlignment = 256;
 constexpr uint32_t kMagic = 0x64646464;  // the exponent of 1024, see unpack_pair()
 
 template <int dim, int bits>
@@ -22,11 +24,8 @@ struct KvTile {
   static constexpr int kRowBytes = dim * bits / 8;
   static constexpr int kPieces = kRowBytes / 16;
   static constexpr int kScales = kTileKeys * kRowBytes;  // where the fp16 scales of 8-bit rows lie
-  // Tiles must lie at multiples of kAlignment: then a piece's address is a lane's own, with some bits
-  // flipped.
-  static constexpr int kAlignment = 256;
   static constexpr int kBytes =
-      (kScales + (bits == 8 ? kTileKeys * 2 : 0) + kAlignment - 1) / kAlignment * kAlignment;
+      (kScales + (bits == 8 ? kTileKeys * 2 : 0) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
 
   static constexpr int kFlipped = 7 & (kPieces - 1);
   static __device__ __forceinline__ int place(int row, int piece) {

@@ -152,7 +152,8 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
 // Chunks on the way to a warp that fetches gently.
 constexpr int kGently = 2;
 // Stages of the rings of one row: as many as leave room for the kernels before and after, few for a part of
-// the columns, and all that a warp wants of a tile of 1536 columns where a block has one tile.
+// the columns, and all that a warp wants of a tile of 1536 columns where a block has one tile (more than
+// kFewPlaces: on Turing such a kernel has the registers of a whole multiprocessor).
 constexpr int kDeep = 9;
 constexpr int kShallow = 6;
 constexpr int whole_depth(MatrixForm form) {

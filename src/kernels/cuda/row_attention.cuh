@@ -24,8 +24,7 @@ template <int dim, int bits, int depth>
 constexpr int warp_bytes(int heads) {
   const int tiles = (depth > 0 ? 2 * depth : 1) * KvTile<dim, bits>::kBytes;
   const int sums = heads * (dim + 8) * static_cast<int>(sizeof(float));
-  constexpr int kAlignment = KvTile<dim, bits>::kAlignment;
-  return ((tiles > sums ? tiles : sums) + kAlignment - 1) / kAlignment * kAlignment;
+  return ((tiles > sums ? tiles : sums) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
 }
 // Bytes of the block's queries.
 template <int dim>
