@@ -258,32 +258,35 @@ TEST(GpuProduct, ManyRowsGiveWhatFewGive) {
   }
 }
 
+// In one load of a thread and in two.
 TEST(GpuProduct, NormsItsInputAndKeepsTheSum) {
-  constexpr int kCols = 1536;
-  const RandomMatrix w(MatrixForm::kF16, 80, kCols, 0);
-  const auto hidden = test::normal(kCols, 3);
-  const auto partials = test::normal(2 * kCols, 3);
-  const auto norm = test::normal(kCols);
-  const Buffer<float> d_hidden(hidden), d_partials(partials), d_norm(norm), sum(kCols), y(80);
-  ProductArgs args;
-  args.w = w.device;
-  args.rows = 1;
-  args.input = {.hidden = d_hidden.get(),
-                .partials = d_partials.get(),
-                .parts = 2,
-                .norm = d_norm.get(),
-                .epsilon = 1e-6F,
-                .hidden_out = sum.get()};
-  args.out_rows = 80;
-  args.y = y.get();
-  args.y_stride = 80;
-  product(args, nullptr);
-  std::vector<double> added(kCols);
-  for (size_t i = 0; i < kCols; ++i) added[i] = double{hidden[i]} + partials[i] + partials[i + kCols];
-  EXPECT_LT(error_of(sum.read(), added), 1e-6);
-  const auto normed = reference::rms_norm(added, norm, 1e-6);
-  const auto expected = reference::product(w.host, std::vector<float>(normed.begin(), normed.end()), 1);
-  EXPECT_LT(error_of(y.read(), expected), 1e-3);  // the activations are rounded to fp16
+  for (const int cols : {1536, 2048}) {
+    const auto count = static_cast<size_t>(cols);
+    const RandomMatrix w(MatrixForm::kF16, 80, cols, 0);
+    const auto hidden = test::normal(count, 3);
+    const auto partials = test::normal(2 * count, 3);
+    const auto norm = test::normal(count);
+    const Buffer<float> d_hidden(hidden), d_partials(partials), d_norm(norm), sum(count), y(80);
+    ProductArgs args;
+    args.w = w.device;
+    args.rows = 1;
+    args.input = {.hidden = d_hidden.get(),
+                  .partials = d_partials.get(),
+                  .parts = 2,
+                  .norm = d_norm.get(),
+                  .epsilon = 1e-6F,
+                  .hidden_out = sum.get()};
+    args.out_rows = 80;
+    args.y = y.get();
+    args.y_stride = 80;
+    product(args, nullptr);
+    std::vector<double> added(count);
+    for (size_t i = 0; i < count; ++i) added[i] = double{hidden[i]} + partials[i] + partials[i + count];
+    EXPECT_LT(error_of(sum.read(), added), 1e-6);
+    const auto normed = reference::rms_norm(added, norm, 1e-6);
+    const auto expected = reference::product(w.host, std::vector<float>(normed.begin(), normed.end()), 1);
+    EXPECT_LT(error_of(y.read(), expected), 1e-3);  // the activations are rounded to fp16
+  }
 }
 
 // Beyond fp16's range: products of gate and up of 2e5 and more.
