@@ -175,6 +175,7 @@ class Bench {
     a.next_starts_early = kind == 0;
     a.starts_early = kind == 2 || output == cuda::ProductOutput::kSwiglu;
     a.input.x = x_;
+    a.input.scales = norm_;
     a.input.stride = rows_ == 1 ? 0 : 9216;
     if (rows_ == 1 && kind == 1) {
       a.input.x = nullptr;

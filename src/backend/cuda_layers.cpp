@@ -16,6 +16,20 @@ bool stages_plain(const cuda::DeviceMatrix& matrix, int rows) {
   return rows == 1 && cuda::can_stage(matrix, false);
 }
 
+// How attention leaves its rows for the output projection. Digits are made from all of a row's columns.
+cuda::XOrder attention_order(const CudaMatrix& output, int rows) {
+  const cuda::XOrder order = x_order(output);
+  const bool as_rows = stages_plain(output.front().matrix, rows) || order == cuda::XOrder::kDigits;
+  return as_rows ? cuda::XOrder::kRows : order;
+}
+
+void take_rows(const cuda::RowsOut& rows, ProductInput& input) {
+  input.x = rows.x;
+  input.stride = rows.stride;
+  input.order = rows.order;
+  input.scales = rows.scales;
+}
+
 }  // namespace
 
 cuda::KvCache CudaBackend::cache(int layer) const {
@@ -42,17 +56,22 @@ void CudaBackend::multiply(const CudaMatrix& matrix, ProductArgs args) const {
   for (const CudaMatrixPart& part : matrix) {
     const cuda::DeviceMatrix& w = part.matrix;
     const bool several = given.x != nullptr && given.stride > 0;
-    if (several && (w.order != nullptr || given.order != x_order(w))) {
+    if (several && (w.order != nullptr || given.order != cuda::x_order(w))) {
+      cuda::ArrangeArgs arrange;
+      arrange.rows = args.rows;
+      arrange.cols = w.cols;
+      arrange.halves = given.x;
+      arrange.order = w.order;
+      arrange.out = {w_.permuted, given.stride, cuda::x_order(w), w_.permuted_scales};
+      cuda::arrange(arrange, stream_);
       args.input.x = w_.permuted;
-      args.input.order = x_order(w);
-      cuda::reorder({args.rows, w.cols, given.stride, w.order, given.x, w_.permuted, args.input.order},
-                    stream_);
+      args.input.scales = w_.permuted_scales;
     }
     args.w = w;
     args.first_row = part.first_row;
     cuda::product(args, stream_);
     args.input.x = given.x;
-    args.input.order = given.order;
+    args.input.scales = given.scales;
     args.input.hidden_out = nullptr;
   }
 }
@@ -92,9 +111,12 @@ ProductArgs CudaBackend::head_product(int count, int parts, int& current) const 
 ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, int count, int parts,
                                    int& current, bool keeps) const {
   ProductInput input;
-  if (count == 1 && std::all_of(matrix.begin(), matrix.end(), [](const CudaMatrixPart& part) {
-        return cuda::can_stage(part.matrix, true);
-      })) {
+  const cuda::XOrder order = x_order(matrix);
+  const bool stages = std::all_of(matrix.begin(), matrix.end(), [](const CudaMatrixPart& part) {
+    return cuda::can_stage(part.matrix, true);
+  });
+  // Parts that want different orders round alike in every batch: from rows of fp16.
+  if (count == 1 && stages && order != cuda::XOrder::kRows) {
     input.hidden = w_.hidden[current];
     input.partials = w_.partials;
     input.parts = parts;
@@ -114,13 +136,11 @@ ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, 
   args.parts = parts;
   args.norm = norm;
   args.epsilon = config_.rms_norm_eps;
-  args.x = w_.x;
-  args.stride = cuda_row_stride(config_.hidden_size);
-  args.order = x_order(matrix);
+  args.out = {w_.x, cuda_row_stride(config_.hidden_size), order, w_.x_scales};
+  args.factors = w_.x_factors;
   cuda::add_norm(args, stream_);
-  input.x = args.x;
-  input.stride = args.stride;
-  input.order = args.order;
+  take_rows(args.out, input);
+  if (order == cuda::XOrder::kDigits) input.factors = w_.x_factors;
   return input;
 }
 
@@ -154,7 +174,7 @@ cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_
   attention.cache = cache(layer);
   attention.q = w_.q;
   attention.max_splits = max_splits;
-  attention.order = stages_plain(output.front().matrix, count) ? cuda::XOrder::kRows : x_order(output);
+  attention.order = attention_order(output, count);
   attention.out = attended(attention.order);
   attention.out_stride = cuda_row_stride(config_.q_size());
   attention.part_sums = w_.part_sums;
@@ -167,10 +187,8 @@ ProductArgs CudaBackend::output_product(int layer, int count) const {
   const CudaMatrix& matrix = weights_.layers[static_cast<size_t>(layer)].attention_output;
   ProductArgs output;
   output.rows = count;
-  if (!stages_plain(matrix.front().matrix, count)) {
-    output.input.stride = cuda_row_stride(config_.q_size());
-    output.input.order = x_order(matrix);
-  }
+  output.input.order = attention_order(matrix, count);
+  if (!stages_plain(matrix.front().matrix, count)) output.input.stride = cuda_row_stride(config_.q_size());
   output.input.x = attended(output.input.order);
   output.out_rows = static_cast<int>(config_.hidden_size);
   output.y = w_.partials;
@@ -201,13 +219,16 @@ ProductArgs CudaBackend::down_product(int layer, int count) const {
   if (stages_plain(matrix.front().matrix, count)) {
     down.input.values = w_.products;
   } else {
-    const int64_t stride = cuda_row_stride(config_.intermediate_size);
-    cuda::scale_to_half({count, static_cast<int>(config_.intermediate_size), w_.products, down.input.row_max,
-                         w_.x, stride, x_order(matrix)},
-                        stream_);
-    down.input.x = w_.x;
-    down.input.stride = stride;
-    down.input.order = x_order(matrix);
+    cuda::ArrangeArgs arrange;
+    arrange.rows = count;
+    arrange.cols = static_cast<int>(config_.intermediate_size);
+    arrange.values = w_.products;
+    arrange.out = {w_.x, cuda_row_stride(config_.intermediate_size), x_order(matrix), w_.x_scales};
+    // Digits hold any float.
+    if (arrange.out.order == cuda::XOrder::kDigits) down.input.row_max = nullptr;
+    arrange.row_max = down.input.row_max;
+    cuda::arrange(arrange, stream_);
+    take_rows(arrange.out, down.input);
   }
   down.out_rows = static_cast<int>(config_.hidden_size);
   down.y = w_.partials;

@@ -157,6 +157,9 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   w.x = arena.take<uint16_t>(kRows * widest);
   w.attended = arena.take<uint16_t>(kRows * widest);
   w.permuted = arena.take<uint16_t>(kRows * widest);
+  w.x_scales = arena.take<float>(kRows * widest / cuda::kDigitColumns);
+  w.permuted_scales = arena.take<float>(kRows * widest / cuda::kDigitColumns);
+  w.x_factors = arena.take<float>(kRows);
   w.part_sums = arena.take<float>(kRows * c.heads * cuda::kMaxSplits * c.head_dim);
   w.part_scalars = arena.take<float>(kRows * c.heads * cuda::kMaxSplits * 2);
   w.prompt_hidden = arena.take<float>(chunk * c.hidden_size);
@@ -169,14 +172,10 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   return w;
 }
 
-cuda::XOrder x_order(const DeviceMatrix& matrix) {
-  return matrix.form == MatrixForm::kF16 ? cuda::XOrder::kBlocks : cuda::XOrder::kLaneBlocks;
-}
-
 cuda::XOrder x_order(const CudaMatrix& matrix) {
-  const cuda::XOrder first = x_order(matrix.front().matrix);
+  const cuda::XOrder first = cuda::x_order(matrix.front().matrix);
   const bool same = std::all_of(matrix.begin(), matrix.end(), [&](const CudaMatrixPart& part) {
-    return part.matrix.order == nullptr && x_order(part.matrix) == first;
+    return part.matrix.order == nullptr && cuda::x_order(part.matrix) == first;
   });
   return same ? first : cuda::XOrder::kRows;
 }

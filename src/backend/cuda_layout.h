@@ -52,9 +52,8 @@ class CudaArena {
   uintptr_t begin_;
 };
 
-// How a product of several rows wants its activations.
-cuda::XOrder x_order(const cuda::DeviceMatrix& matrix);
-// The same of all parts; as rows where they differ, or where columns must be permuted first.
+// How products of several rows with all parts want their activations: as rows where they differ, or where
+// columns must be permuted first.
 cuda::XOrder x_order(const CudaMatrix& matrix);
 
 // Places every tensor. Reads nothing of the checkpoint but how its matrices are stored.
@@ -73,21 +72,24 @@ struct CudaWorkspace {
   int32_t* tokens = nullptr;           // [2][max_num_seqs]: sampled, of two steps in turn
   unsigned long long* best = nullptr;  // [kMaxRows]
   // Rows that decode.
-  float* hidden[2] = {};          // [kMaxRows][hidden]
-  float* partials = nullptr;      // [kDownSplit][kMaxRows][hidden]
-  float* q = nullptr;             // [kMaxRows][q]
-  float* new_kv = nullptr;        // [kMaxRows][2 kv]
-  float* products = nullptr;      // [kMaxRows][intermediate]
-  uint32_t* row_max = nullptr;    // [layers][kMaxRows]
-  uint16_t* x = nullptr;          // [kMaxRows][widest]: fp16 input of a product
-  uint16_t* attended = nullptr;   // [kMaxRows][widest]
-  uint16_t* permuted = nullptr;   // [kMaxRows][widest]: x in a matrix's order of columns
-  float* part_sums = nullptr;     // [kMaxRows][heads][kMaxSplits][head_dim]
-  float* part_scalars = nullptr;  // [kMaxRows][heads][kMaxSplits][2]
-  uint32_t* arrived = nullptr;    // [kMaxRows][heads]
-  float* logits = nullptr;        // [kMaxRows][vocab]
-  float* rotations = nullptr;     // [positions][head_dim / 2][2]
-  std::byte* key_bias = nullptr;  // [layers][kv_heads][kMaxBiasPairs] of index, first and second
+  float* hidden[2] = {};             // [kMaxRows][hidden]
+  float* partials = nullptr;         // [kDownSplit][kMaxRows][hidden]
+  float* q = nullptr;                // [kMaxRows][q]
+  float* new_kv = nullptr;           // [kMaxRows][2 kv]
+  float* products = nullptr;         // [kMaxRows][intermediate]
+  uint32_t* row_max = nullptr;       // [layers][kMaxRows]
+  uint16_t* x = nullptr;             // [kMaxRows][widest]: fp16 input of a product
+  uint16_t* attended = nullptr;      // [kMaxRows][widest]
+  uint16_t* permuted = nullptr;      // [kMaxRows][widest]: x in the order that a matrix wants
+  float* x_scales = nullptr;         // [widest / kDigitColumns][kMaxRows]: where x is digits
+  float* permuted_scales = nullptr;  // the same
+  float* x_factors = nullptr;        // [kMaxRows]
+  float* part_sums = nullptr;        // [kMaxRows][heads][kMaxSplits][head_dim]
+  float* part_scalars = nullptr;     // [kMaxRows][heads][kMaxSplits][2]
+  uint32_t* arrived = nullptr;       // [kMaxRows][heads]
+  float* logits = nullptr;           // [kMaxRows][vocab]
+  float* rotations = nullptr;        // [positions][head_dim / 2][2]
+  std::byte* key_bias = nullptr;     // [layers][kv_heads][kMaxBiasPairs] of index, first and second
   // Prompts; they share memory with each other's layers, and `weights` is empty for fp16 models.
   float* prompt_hidden = nullptr;      // [chunk][hidden]
   float* prompt_qkv = nullptr;         // [chunk][qkv]

@@ -38,8 +38,7 @@ void CudaBackend::prompt_norm(const float* norm, int rows, int parts, const uint
   args.row_max = parts > 0 ? row_max : nullptr;
   args.norm = norm;
   args.epsilon = config_.rms_norm_eps;
-  args.x = norm == nullptr ? nullptr : w_.prompt_x;
-  args.stride = cuda_row_stride(config_.hidden_size);
+  if (norm != nullptr) args.out = {w_.prompt_x, cuda_row_stride(config_.hidden_size)};
   cuda::add_norm(args, stream_);
 }
 

@@ -228,9 +228,10 @@ class Loader {
 void set_cuda_code(MatrixForm form, uint8_t* codes, int64_t col, int code) {
   const cuda::CodePlace place = cuda::code_place(form, col);
   if (cuda::form_bits(form) == 8) {
-    codes[place.byte] = static_cast<uint8_t>(code + 128);
+    codes[place.byte] = static_cast<uint8_t>(cuda::is_general(form) ? code + 128 : code);
   } else {
-    codes[place.byte] = static_cast<uint8_t>(codes[place.byte] | (code << place.shift));
+    const int bits = cuda::is_general(form) ? code : code ^ 8;  // signed: code - 8
+    codes[place.byte] = static_cast<uint8_t>(codes[place.byte] | (bits << place.shift));
   }
 }
 

@@ -153,18 +153,45 @@ struct RandomMatrix {
   }
 };
 
-// fp16 rows, padded with zeros as products of several rows want them.
-std::vector<uint16_t> padded_rows(const std::vector<float>& x, int rows, int cols, int64_t stride,
-                                  XOrder order) {
+// fp16 rows, padded with zeros.
+std::vector<uint16_t> padded_rows(const std::vector<float>& x, int rows, int cols, int64_t stride) {
   std::vector<uint16_t> out(static_cast<size_t>(kMaxRows * stride));
   for (int64_t m = 0; m < rows; ++m) {
-    for (int64_t k = 0; k < cols; ++k) {
-      out[static_cast<size_t>(x_place(order, stride, static_cast<int>(m), static_cast<int>(k)))] =
-          float_to_f16(x[static_cast<size_t>(m * cols + k)]);
-    }
+    for (int64_t k = 0; k < cols; ++k)
+      out[static_cast<size_t>(m * stride + k)] = float_to_f16(x[static_cast<size_t>(m * cols + k)]);
   }
   return out;
 }
+
+// Activations as a product wants them: one row to be staged, or several in the matrix's order.
+class ProductRows {
+ public:
+  ProductRows(const DeviceMatrix& w, const std::vector<float>& x, int rows)
+      : stride_(round_up(w.cols, 128)),
+        halves_(padded_rows(x, rows, w.cols, stride_)),
+        x_(static_cast<size_t>(kMaxRows * stride_)),
+        scales_(static_cast<size_t>(kMaxRows * stride_ / kDigitColumns)) {
+    if (rows == 1 && can_stage(w, false)) {
+      input_.x = halves_.get();
+      return;
+    }
+    arrange({.rows = rows, .cols = w.cols, .halves = halves_.get(), .out = out(w)}, nullptr);
+    input_.x = x_.get();
+    input_.stride = stride_;
+    input_.order = x_order(w);
+    input_.scales = scales_.get();
+  }
+  [[nodiscard]] const ProductInput& input() const { return input_; }
+
+ private:
+  [[nodiscard]] RowsOut out(const DeviceMatrix& w) const {
+    return {x_.get(), stride_, x_order(w), scales_.get()};
+  }
+  int64_t stride_;
+  Buffer<uint16_t> halves_, x_;
+  Buffer<float> scales_;
+  ProductInput input_;
+};
 
 struct FormAndGroup {
   MatrixForm form;
@@ -195,16 +222,12 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
       const auto all = reference::product(w.host, x, kMaxRows);
       for (const int rows : {1, 2, 8, 16, 32, 64}) {
         for (const int split : {1, 2}) {
-          const int64_t stride = round_up(k, 128);
-          const bool staged = rows == 1 && can_stage(w.device, false);
-          const XOrder order = staged ? XOrder::kRows : form == kF16 ? XOrder::kBlocks : XOrder::kLaneBlocks;
-          const Buffer<uint16_t> in(padded_rows(x, rows, k, stride, order));
+          const ProductRows in(w.device, x, rows);
           const Buffer<float> y(static_cast<size_t>(split * rows * n));
           ProductArgs args;
           args.w = w.device;
           args.rows = rows;
-          args.input.x = in.get();
-          args.input.stride = staged ? 0 : stride;
+          args.input = in.input();
           args.out_rows = n;
           args.y = y.get();
           args.y_stride = n;
@@ -217,7 +240,8 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
           std::vector<double> expected;
           for (int64_t m = 0; m < rows; ++m)
             expected.insert(expected.end(), all.begin() + m * w.host.rows, all.begin() + m * w.host.rows + n);
-          EXPECT_LT(error_of(actual, expected), 2e-5)
+          // Digits round a group of activations to an even grid.
+          EXPECT_LT(error_of(actual, expected), is_coarse(w.device) ? 5e-5 : 2e-5)
               << "form " << static_cast<int>(form) << " group " << group << " " << n << "x" << k << " rows "
               << rows << " split " << split;
         }
@@ -228,21 +252,27 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
 
 // Every number of rows gives each row the same bits, whatever the tiles that a block takes.
 TEST(GpuProduct, ManyRowsGiveWhatFewGive) {
-  for (const auto& [n, k, split] : {std::tuple{17300, 224, 1}, {2030, 416, 1}, {1570, 1568, 4}}) {
-    const RandomMatrix w(MatrixForm::kF16, n, k, 0);
+  using enum MatrixForm;
+  for (const auto& [form, group, n, k, split] : {std::tuple{kF16, 0, 17300, 224, 1},
+                                                 {kF16, 0, 2030, 416, 1},
+                                                 {kF16, 0, 1570, 1568, 4},
+                                                 {kInt8, 224, 17300, 224, 1},
+                                                 {kInt8, 64, 1570, 1600, 4},
+                                                 {kInt8, 32, 2030, 416, 1},
+                                                 {kInt4, 128, 17300, 256, 1},
+                                                 {kInt4, 1568, 1570, 1568, 4},
+                                                 {kInt4, 32, 2030, 416, 1}}) {
+    const RandomMatrix w(form, n, k, std::max(group, 1));
     const auto x = rounded(test::normal(size_t{kMaxRows} * static_cast<size_t>(k)));
-    const int64_t stride = round_up(k, 128);
-    const Buffer<uint16_t> in(padded_rows(x, kMaxRows, k, stride, XOrder::kBlocks));
     std::vector<float> few;
     for (const int rows : {1, 2, 8, 16, 32, 64}) {
       const auto count = static_cast<size_t>(int64_t{rows} * n);
+      const ProductRows in(w.device, x, rows);
       const Buffer<float> y(static_cast<size_t>(split) * count);
       ProductArgs args;
       args.w = w.device;
       args.rows = rows;
-      args.input.x = in.get();
-      args.input.stride = stride;
-      args.input.order = XOrder::kBlocks;
+      args.input = in.input();
       args.out_rows = n;
       args.y = y.get();
       args.y_stride = n;
@@ -252,21 +282,26 @@ TEST(GpuProduct, ManyRowsGiveWhatFewGive) {
       const auto parts = y.read();
       std::vector<float> sums(parts.begin(), parts.begin() + static_cast<std::ptrdiff_t>(count));
       for (size_t i = count; i < parts.size(); ++i) sums[i % count] += parts[i];
-      for (size_t i = 0; i < few.size(); ++i) ASSERT_EQ(sums[i], few[i]) << rows << " rows, element " << i;
+      for (size_t i = 0; i < few.size(); ++i)
+        ASSERT_EQ(sums[i], few[i]) << "form " << static_cast<int>(form) << ", " << rows << " rows, element "
+                                   << i;
       few = sums;
     }
   }
 }
 
-// In one load of a thread and in two.
+// In one load of a thread and in two; and the same bits where norm and product are kernels of their own.
 TEST(GpuProduct, NormsItsInputAndKeepsTheSum) {
-  for (const int cols : {1536, 2048}) {
+  using enum MatrixForm;
+  for (const auto& [form, cols] :
+       {std::pair{kF16, 1536}, {kF16, 2048}, {kInt8, 1536}, {kInt4, 1536}, {kInt4, 2048}, {kInt4, 400}}) {
     const auto count = static_cast<size_t>(cols);
-    const RandomMatrix w(MatrixForm::kF16, 80, cols, 0);
+    const RandomMatrix w(form, 80, cols, cols);
     const auto hidden = test::normal(count, 3);
     const auto partials = test::normal(2 * count, 3);
     const auto norm = test::normal(count);
-    const Buffer<float> d_hidden(hidden), d_partials(partials), d_norm(norm), sum(count), y(80);
+    const Buffer<float> d_hidden(hidden), d_partials(partials), d_norm(norm), sum(count), y(80),
+        again(2 * 80);
     ProductArgs args;
     args.w = w.device;
     args.rows = 1;
@@ -285,26 +320,59 @@ TEST(GpuProduct, NormsItsInputAndKeepsTheSum) {
     EXPECT_LT(error_of(sum.read(), added), 1e-6);
     const auto normed = reference::rms_norm(added, norm, 1e-6);
     const auto expected = reference::product(w.host, std::vector<float>(normed.begin(), normed.end()), 1);
-    EXPECT_LT(error_of(y.read(), expected), 1e-3);  // the activations are rounded to fp16
+    // The activations are rounded to fp16 or to digits.
+    EXPECT_LT(error_of(y.read(), expected), form == kF16 ? 1e-3 : 1e-4) << static_cast<int>(form);
+
+    const int64_t stride = round_up(cols, 128);
+    const Buffer<uint16_t> x(static_cast<size_t>(8 * stride));
+    const Buffer<float> scales(static_cast<size_t>(stride / kDigitColumns * kMaxRows)), factors(2);
+    // A row of zeros besides.
+    std::vector<float> two(2 * count), two_parts(4 * count);
+    std::copy(hidden.begin(), hidden.end(), two.begin());
+    for (size_t p = 0; p < 2; ++p)
+      std::copy_n(partials.begin() + static_cast<std::ptrdiff_t>(p * count), count,
+                  two_parts.begin() + static_cast<std::ptrdiff_t>(2 * p * count));
+    const Buffer<float> d_two(two), d_parts(two_parts);
+    const RowsOut out{x.get(), stride, x_order(w.device), scales.get()};
+    add_norm({.rows = 2,
+              .cols = cols,
+              .hidden = d_two.get(),
+              .partials = d_parts.get(),
+              .parts = 2,
+              .norm = d_norm.get(),
+              .epsilon = 1e-6F,
+              .out = out,
+              .factors = factors.get()},
+             nullptr);
+    args.rows = 2;
+    args.input = {.x = x.get(), .scales = scales.get(), .stride = stride, .order = out.order};
+    if (out.order == XOrder::kDigits) args.input.factors = factors.get();
+    args.y = again.get();
+    product(args, nullptr);
+    const auto one = y.read();
+    const auto several = again.read();
+    for (size_t i = 0; i < 80; ++i) {
+      ASSERT_EQ(several[i], one[i]) << static_cast<int>(form) << " " << cols << " element " << i;
+      ASSERT_EQ(several[80 + i], 0.0F);
+    }
   }
 }
 
 // Beyond fp16's range: products of gate and up of 2e5 and more.
 TEST(GpuProduct, SwigluAndDownSurviveLargeValues) {
   for (const float size : {1.0F, 700.0F}) {
-    for (const int rows : {1, 8}) {
+    for (const auto& [rows, in_digits] : {std::pair{1, false}, {8, false}, {1, true}, {8, true}}) {
       const RandomMatrix gate_up(MatrixForm::kF16, 64, 256, 0);
-      const RandomMatrix down(MatrixForm::kF16, 48, 32, 0);
+      const RandomMatrix down(in_digits ? MatrixForm::kInt8 : MatrixForm::kF16, 48, 32, 32);
       const auto x = rounded(test::normal(static_cast<size_t>(int64_t{rows} * 256), size));
-      const Buffer<uint16_t> in(padded_rows(x, rows, 256, 256, rows == 1 ? XOrder::kRows : XOrder::kBlocks));
+      const ProductRows in(gate_up.device, x, rows);
       const Buffer<float> products(static_cast<size_t>(rows * 32)), y(static_cast<size_t>(rows * 48));
       const Buffer<uint32_t> row_max(kMaxRows);
       row_max.zero();
       ProductArgs args;
       args.w = gate_up.device;
       args.rows = rows;
-      args.input.x = in.get();
-      args.input.stride = rows == 1 ? 0 : 256;
+      args.input = in.input();
       args.output = ProductOutput::kSwiglu;
       args.y = products.get();
       args.y_stride = 32;
@@ -327,14 +395,21 @@ TEST(GpuProduct, SwigluAndDownSurviveLargeValues) {
       second.w = down.device;
       second.rows = rows;
       const Buffer<uint16_t> scaled(static_cast<size_t>(kMaxRows * 128));
-      scaled.zero();
+      const Buffer<float> scales(kMaxRows);
       second.input.row_max = row_max.get();
       if (rows == 1) {
         second.input.values = products.get();
       } else {
-        scale_to_half({rows, 32, products.get(), row_max.get(), scaled.get(), 128, XOrder::kBlocks}, nullptr);
+        if (in_digits) second.input.row_max = nullptr;
+        arrange({.rows = rows,
+                 .cols = 32,
+                 .values = products.get(),
+                 .row_max = second.input.row_max,
+                 .out = {scaled.get(), 128, x_order(down.device), scales.get()}},
+                nullptr);
         second.input.x = scaled.get();
         second.input.stride = 128;
+        second.input.scales = scales.get();
       }
       second.out_rows = 48;
       second.y = y.get();
@@ -599,8 +674,7 @@ TEST(GpuRows, AddNormScalesAndPads) {
             .parts = 2,
             .norm = d_norm.get(),
             .epsilon = 1e-5F,
-            .x = x.get(),
-            .stride = 512},
+            .out = {x.get(), 512}},
            nullptr);
   const auto sums = d_hidden.read();
   const auto actual = from_half(x.read());
@@ -626,16 +700,31 @@ TEST(GpuRows, EveryOrderOfActivations) {
   std::shuffle(order.begin(), order.end(), test::generator());
   const Buffer<uint16_t> d_x(x);
   const Buffer<int32_t> d_order(order);
-  for (const XOrder to : {XOrder::kRows, XOrder::kBlocks, XOrder::kLaneBlocks}) {
+  for (const XOrder to : {XOrder::kRows, XOrder::kBlocks, XOrder::kLaneBlocks, XOrder::kDigits}) {
     for (const bool permuted : {false, true}) {
       const Buffer<uint16_t> out(size_t{16} * kStride);
-      reorder({kRows, kCols, kStride, permuted ? d_order.get() : nullptr, d_x.get(), out.get(), to}, nullptr);
+      const Buffer<float> scales(size_t{kStride / kDigitColumns} * kMaxRows);
+      arrange({.rows = kRows,
+               .cols = kCols,
+               .halves = d_x.get(),
+               .order = permuted ? d_order.get() : nullptr,
+               .out = {out.get(), kStride, to, scales.get()}},
+              nullptr);
       const auto actual = out.read();
+      const auto* bytes = reinterpret_cast<const int8_t*>(actual.data());
+      const auto of_group = scales.read();
       for (int row = 0; row < kRows; ++row) {
         for (int k = 0; k < kStride; ++k) {
           const int from = permuted && k < kCols ? order[static_cast<size_t>(k)] : k;
-          EXPECT_EQ(actual[static_cast<size_t>(x_place(to, kStride, row, k))],
-                    k < kCols ? x[static_cast<size_t>(row * kStride + from)] : 0);
+          const uint16_t expected = k < kCols ? x[static_cast<size_t>(row * kStride + from)] : 0;
+          if (to == XOrder::kDigits) {
+            const int64_t at = digit_place(kStride, row, k);
+            const float scale = of_group[static_cast<size_t>(k / kDigitColumns * kMaxRows + row)];
+            const int value = 256 * bytes[at] + bytes[at + kLowDigit];
+            EXPECT_NEAR(static_cast<float>(value) * scale, f16_to_float(expected), 0.51F * scale);
+          } else {
+            EXPECT_EQ(actual[static_cast<size_t>(x_place(to, kStride, row, k))], expected);
+          }
         }
       }
     }

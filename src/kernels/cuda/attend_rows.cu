@@ -45,6 +45,12 @@ __device__ __forceinline__ void wait_for_all(uint32_t* arrived, int splits) {
   if (atomicAdd(arrived, 1U) == static_cast<uint32_t>(2 * splits - 1)) *arrived = 0;
 }
 
+// Four neighbouring results.
+__device__ __forceinline__ void store_quad(const RowAttentionArgs& a, int row, int col, uint2 halves) {
+  if (a.order == XOrder::kLaneBlocks) halves = in_lane_order(halves);
+  *reinterpret_cast<uint2*>(a.out + x_place(a.order, a.out_stride, row, col)) = halves;
+}
+
 // What each part of each of the block's heads counts for.
 __device__ __forceinline__ void weigh_parts(const RowAttentionArgs& a, int64_t first, int heads, int splits,
                                             Shared& shared) {
@@ -125,8 +131,7 @@ __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int he
     }
     const int head = (begin + i) * 4 / dim;
     const int d = (begin + i) * 4 % dim;
-    *reinterpret_cast<uint2*>(a.out + x_place(a.order, a.out_stride, row, (first_head + head) * dim + d)) =
-        to_half(sum, __fdividef(1, shared.denominator[head]));
+    store_quad(a, row, (first_head + head) * dim + d, to_half(sum, __fdividef(1, shared.denominator[head])));
   }
 }
 
@@ -172,8 +177,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto leave = [&](int head, int d, const float4& sum, float maximum, float denominator) {
     const int q_head = part.first_head + head;
     if (splits == 1) {
-      *reinterpret_cast<uint2*>(a.out + x_place(a.order, a.out_stride, row, q_head * dim + d)) =
-          to_half(sum, __fdividef(1, denominator));
+      store_quad(a, row, q_head * dim + d, to_half(sum, __fdividef(1, denominator)));
     } else {
       const int64_t at = (int64_t(row) * a.heads.q_heads + q_head) * kMaxSplits + split;
       *reinterpret_cast<float4*>(a.part_sums + at * dim + d) = sum;

@@ -96,10 +96,10 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
-// lop3 with the table (a & b) | c.
-__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+// lop3 with the table (a & b) ^ c.
+__device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   return d;
 }
 
@@ -135,6 +135,22 @@ __device__ __forceinline__ SumMax block_sum_max(float sum, float max, float* scr
 
 __device__ __forceinline__ float saturate_half(float v) {
   return fminf(fmaxf(v, -65504.0F), 65504.0F);
+}
+
+// Four floats as fp16.
+__device__ __forceinline__ uint2 to_halves(float a, float b, float c, float d) {
+  return {as_bits(__floats2half2_rn(saturate_half(a), saturate_half(b))),
+          as_bits(__floats2half2_rn(saturate_half(c), saturate_half(d)))};
+}
+
+__device__ __forceinline__ float4 to_floats(uint2 halves) {
+  const float2 low = __half22float2(as_half2(halves.x));
+  const float2 high = __half22float2(as_half2(halves.y));
+  return {low.x, low.y, high.x, high.y};
+}
+// Four neighbours, the even ones first: see lane_place().
+__device__ __forceinline__ uint2 in_lane_order(uint2 halves) {
+  return {__byte_perm(halves.x, halves.y, 0x5410), __byte_perm(halves.x, halves.y, 0x7632)};
 }
 
 // The power of two by which values up to `max` are divided to fit fp16 with room to spare.

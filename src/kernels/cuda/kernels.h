@@ -57,10 +57,11 @@ constexpr int kMaxParts = 4;
 // What a product multiplies, in one of three forms. The last two are made by every block for itself, and are
 // for one row (see can_stage()).
 struct ProductInput {
-  // fp16 in blocks (fp16 matrices) or lane blocks (quantised ones), see XOrder, zero-padded to the matrix's
-  // chunks, in its order of columns. One row may have a stride of zero: then it is staged, lies as a row and
-  // needs no padding.
+  // In the matrix's order of columns, zero-padded to its chunks, see x_order(). One row may have a stride of
+  // zero: then it is staged, is fp16 and needs no padding.
   const uint16_t* x = nullptr;
+  const float* scales = nullptr;   // of digits
+  const float* factors = nullptr;  // [rows], that a norm left out of digits
   int64_t stride = 0;
   XOrder order = XOrder::kRows;
   // Or: rms_norm(hidden + sum of partials) * norm. One block writes the sum to `hidden_out` (another buffer).
@@ -71,7 +72,7 @@ struct ProductInput {
   float epsilon = 0;
   float* hidden_out = nullptr;
   // Or: floats, with the largest magnitude, as bits. They are scaled down by a power of two where fp16 would
-  // overflow, and the product up again. With `x`: its rows were scaled so (see scale_to_half).
+  // overflow, and the product up again. With fp16 `x`: its rows were scaled so (see arrange()).
   const float* values = nullptr;      // [cols]
   const uint32_t* row_max = nullptr;  // [rows]
 };
@@ -201,7 +202,15 @@ struct EmbedArgs {
 };
 void embed(const EmbedArgs& args, cudaStream_t stream);
 
-// hidden += the sum of the partials; x = rms_norm(hidden) * norm as fp16.
+// Where activations of several rows go, zero-padded: see XOrder.
+struct RowsOut {
+  uint16_t* x = nullptr;
+  int64_t stride = 0;
+  XOrder order = XOrder::kRows;
+  float* scales = nullptr;  // of digits
+};
+
+// hidden += the sum of the partials; out = rms_norm(hidden) * norm.
 struct AddNormArgs {
   int rows = 0;
   int cols = 0;
@@ -211,39 +220,26 @@ struct AddNormArgs {
   const uint32_t* row_max = nullptr;  // the partials are multiplied by the scale that it asks for; null: 1
   const float* norm = nullptr;
   float epsilon = 0;
-  uint16_t* x = nullptr;  // rows `stride` long, zero-padded; null: none
-  int64_t stride = 0;
-  XOrder order = XOrder::kRows;  // of x
+  RowsOut out;               // without x: none
+  float* factors = nullptr;  // [rows]: what digits must be multiplied by
 };
 void add_norm(const AddNormArgs& args, cudaStream_t stream);
 
-// x = values / scale as fp16, with the scale that row_max asks for (see ProductInput).
-struct ScaleToHalfArgs {
+// out = floats, or fp16 rows out.stride long, in another order.
+struct ArrangeArgs {
   int rows = 0;
-  int cols = 0;
-  const float* values = nullptr;
-  const uint32_t* row_max = nullptr;
-  uint16_t* x = nullptr;  // rows `stride` long, zero-padded
-  int64_t stride = 0;
-  XOrder order = XOrder::kRows;  // of x
+  int cols = 0;                       // a multiple of 4
+  const float* values = nullptr;      // [rows][cols]
+  const uint16_t* halves = nullptr;   // [rows][out.stride]
+  const uint32_t* row_max = nullptr;  // the values are divided by the scale that it asks for; null: 1
+  const int32_t* order = nullptr;     // out[i] = in[order[i]] of each row; null: i
+  RowsOut out;
 };
-void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream);
+void arrange(const ArrangeArgs& args, cudaStream_t stream);
 
 // Reads `bytes` (a multiple of 16) from `data` and writes a word that depends on all of them: the plain read
 // that decoding is held against.
 void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream);
-
-// fp16 rows `stride` long into another order, zero-padded: out[i] = x[order[i]] of each row.
-struct ReorderArgs {
-  int rows = 0;
-  int cols = 0;
-  int64_t stride = 0;
-  const int32_t* order = nullptr;  // null: i
-  const uint16_t* x = nullptr;     // as rows
-  uint16_t* out = nullptr;
-  XOrder out_order = XOrder::kRows;
-};
-void reorder(const ReorderArgs& args, cudaStream_t stream);
 
 // --- Sampling --------------------------------------------------------------------------------------------
 

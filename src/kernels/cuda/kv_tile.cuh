@@ -17,7 +17,12 @@ namespace qwen2::cuda {
 constexpr int kTileKeys = 16;
 // Bytes at whose multiples tiles lie: then a piece's address is a lane's own, with some bits flipped.
 constexpr int kTileAlignment = 256;
-constexpr uint32_t kMagic = 0x64646464;  // the exponent of 1024, see unpack_pair()
+
+// The first or last two codes of a word.
+__device__ __forceinline__ uint32_t unpack_two(uint32_t word, bool last) {
+  constexpr uint32_t kMagic = 0x64646464;  // see unpack_bytes()
+  return last ? unpack_bytes<0x4342>(word, kMagic) : unpack_bytes<0x4140>(word, kMagic);
+}
 
 template <int dim, int bits>
 struct KvTile {
@@ -101,7 +106,7 @@ struct KvTile {
         load_matrices(b, own ^ step * 32);
       } else {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) b[i] = unpack_pair<MatrixForm::kInt8>(words[i / 2][step], i % 2, kMagic);
+        for (int i = 0; i < 4; ++i) b[i] = unpack_two(words[i / 2][step], i % 2);
       }
       const uint32_t low[2] = {b[0], b[1]};
       const uint32_t high[2] = {b[2], b[3]};
@@ -152,8 +157,7 @@ struct KvTile {
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint32_t b[2] = {unpack_pair<MatrixForm::kInt8>(pairs[0][i / 2], i % 2, kMagic),
-                                 unpack_pair<MatrixForm::kInt8>(pairs[1][i / 2], i % 2, kMagic)};
+          const uint32_t b[2] = {unpack_two(pairs[0][i / 2], i % 2), unpack_two(pairs[1][i / 2], i % 2)};
           mma_step(sums[word * 4 + i], weights, b);
         }
       }

@@ -6,9 +6,8 @@
 // be the activations there. Lane t of four reads bytes [16 t, 16 t + 16) of a chunk, which hold what the
 // tensor cores want from it:
 //   fp16:   columns 8 t .. 8 t + 7
-//   8 bits: byte 4 j + i is column 16 j + 4 t + i, as code + 128
-//   4 bits: word j is columns 32 j + 4 t + {0..3} and 32 j + 16 + 4 t + {0..3}: nibble q < 4 is the first and
-//           nibble q + 4 the second of the q-th pair
+//   8 bits: byte 4 j + i is column 16 j + 4 t + i
+//   4 bits: its low four bits are column 16 j + 4 t + i, its high ones column 64 + 16 j + 4 t + i
 // so that each step of 16 columns of the product takes 16 neighbouring columns, and a group of any multiple
 // of 16 columns has its own steps. Scales lie by tile of 16 rows, then group, then row.
 #pragma once
@@ -19,8 +18,8 @@ namespace qwen2::cuda {
 
 enum class MatrixForm : int {
   kF16,
-  kInt8,         // symmetric, fp16 scales
-  kInt4,         // symmetric around 8, fp16 scales
+  kInt8,         // signed codes, fp16 scales
+  kInt4,         // the same
   kInt8General,  // float scales and minima: w = scale * (byte - 128) - minimum
   kInt4General,  // float scales and minima: w = scale * code - minimum
 };
@@ -63,35 +62,61 @@ struct CodePlace {
 };
 constexpr CodePlace code_place(MatrixForm form, int64_t col) {
   if (form == MatrixForm::kF16) return {2 * col, 0};
-  if (form_bits(form) == 8) {
-    const int64_t in_chunk = col % 64;
-    return {col / 64 * kChunkBytes + in_chunk % 16 / 4 * 16 + in_chunk / 16 * 4 + in_chunk % 4, 0};
-  }
-  const int64_t in_chunk = col % 128;
-  const int64_t lane = in_chunk % 16 / 4;
-  const int64_t pair = in_chunk % 32 / 16 * 2 + in_chunk % 4 / 2;
-  const int64_t nibble = pair + in_chunk % 2 * 4;
-  return {col / 128 * kChunkBytes + lane * 16 + in_chunk / 32 * 4 + nibble / 2,
-          static_cast<int>(nibble % 2 * 4)};
+  const int64_t in_half = col % 64;
+  const int64_t byte = in_half % 16 / 4 * 16 + in_half / 16 * 4 + in_half % 4;
+  const int columns = chunk_columns(form);
+  return {col / columns * kChunkBytes + byte, col % columns < 64 ? 0 : 4};
 }
 
-// Where activation `col` of a quantised product lies, so that lane t finds those of two steps behind each
-// other: columns 32 j + 16 s + 4 t + i at 32 j + 8 t + 4 s + i.
+// The code of a symmetric form, from the byte that holds it.
+constexpr int signed_code(MatrixForm form, int byte, int shift) {
+  return form_bits(form) == 8 ? (byte ^ 128) - 128 : ((byte >> shift & 15) ^ 8) - 8;
+}
+
+// One scale a row, or groups of a power of two of chunks: then products are made in integers, see digits.cuh.
+constexpr bool is_coarse(const DeviceMatrix& w) {
+  if (w.form != MatrixForm::kInt8 && w.form != MatrixForm::kInt4) return false;
+  if (w.groups == 1) return true;
+  const int chunks = w.group / chunk_columns(w.form);
+  return w.group % chunk_columns(w.form) == 0 && (chunks & (chunks - 1)) == 0;
+}
+// Neighbouring activations that share a scale then.
+constexpr int kDigitColumns = 128;
+
+// Where activation `col` of another quantised product lies, so that lane t finds those of two steps behind
+// each other, and of four neighbours the even ones first: columns 32 j + 16 s + 4 t + 2 i + h at
+// 32 j + 8 t + 4 s + 2 h + i.
 constexpr int lane_place(int col) {
-  return col / 32 * 32 + col % 16 / 4 * 8 + col % 32 / 16 * 4 + col % 4;
+  return col / 32 * 32 + col % 16 / 4 * 8 + col % 32 / 16 * 4 + col % 2 * 2 + col % 4 / 2;
 }
 
-// How the fp16 activations of a product lie. What a warp takes at once lies together, 512 bytes, in blocks of
-// 8 rows and 32 columns; single rows that blocks stage for themselves, and those of cuBLASLt, as rows.
+// How the activations of a product lie. What a warp takes at once lies together, 512 bytes; single rows that
+// blocks stage for themselves, and those of cuBLASLt, as rows.
 enum class XOrder : int {
-  kRows,        // [rows][stride]
-  kBlocks,      // [rows / 8][stride / 32][8][32]
+  kRows,        // fp16 [rows][stride]
+  kBlocks,      // fp16 [rows / 8][stride / 32][8][32]
   kLaneBlocks,  // the same, columns in the order of lane_place()
+  kDigits,  // bytes [rows / 8][stride / 64][row % 2][row % 8 / 2][high digit, low][64], see digit_place();
+            // scales [stride / kDigitColumns][kMaxRows] as float
 };
+// How a product of several rows wants its activations.
+constexpr XOrder x_order(const DeviceMatrix& w) {
+  if (w.form == MatrixForm::kF16) return XOrder::kBlocks;
+  return is_coarse(w) ? XOrder::kDigits : XOrder::kLaneBlocks;
+}
+
 constexpr int64_t x_place(XOrder order, int64_t stride, int row, int col) {
   if (order == XOrder::kRows) return row * stride + col;
   const int in_order = order == XOrder::kLaneBlocks ? lane_place(col) : col;
   return row / 8 * 8 * stride + in_order / 32 * 256 + row % 8 * 32 + in_order % 32;
+}
+// The byte of a high digit; the low one is kLowDigit further. Columns lie in the order of a chunk's bytes.
+constexpr int kLowDigit = 64;
+constexpr int digit_in_row(int col) {
+  return col % 16 / 4 * 16 + col % 64 / 16 * 4 + col % 4;
+}
+constexpr int64_t digit_place(int64_t stride, int row, int col) {
+  return (row / 8 * stride + col / 64 * 64) * 16 + row % 2 * 512 + row % 8 / 2 * 128 + digit_in_row(col);
 }
 
 // Rows of activations of one skinny product. Products of more rows are cuBLASLt's.

@@ -14,7 +14,7 @@ constexpr size_t kStagedBytes = 28 * 1024;
 }  // namespace
 
 bool can_stage(const DeviceMatrix& w, bool normed) {
-  return w.order == nullptr && staged_bytes(w.form, w.chunks()) <= kStagedBytes &&
+  return w.order == nullptr && staged_bytes(int64_t{w.chunks()} * chunk_columns(w.form)) <= kStagedBytes &&
          (!normed || w.cols <= kNormThreads * kNormQuads * 4);
 }
 

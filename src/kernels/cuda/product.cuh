@@ -37,7 +37,8 @@ struct Reduce {
   static constexpr int distance = NT == 0 ? kTileRows : kTileRows + 4;
   static constexpr int passes = NT <= 4 ? 1 : NT / 4;
   static constexpr int buffers = NT <= 2 ? 2 : 1;
-  static constexpr int floats = kMaxWarps * distance * columns * buffers;
+  static constexpr int tiles = NT == 0 ? kSplitWarps : 1;  // that are added up together
+  static constexpr int floats = kMaxWarps * distance * columns * tiles * buffers;
 };
 
 __device__ __forceinline__ void team_barrier(int team) {
@@ -51,21 +52,33 @@ struct RowState {
   QkvPair qkv;        // of the first tile
 };
 
-// One row's tile: adds up a team's sums and stores them. `turn` says which warp does it.
+// What a row's products are multiplied by, of several.
+__device__ __forceinline__ float row_factor(const ProductInput& in, int m, int rows) {
+  if (m >= rows) return 1;
+  if (in.factors != nullptr) return __ldcg(in.factors + m);
+  return in.row_max != nullptr ? half_scale(__uint_as_float(__ldcg(in.row_max + m))) : 1.0F;
+}
+
+// One row's tiles: when a team has the sums of kSplitWarps of them, or of its last ones, each warp adds up
+// those of one tile and stores them. `turn` counts a team's tiles.
 template <int output>
-__device__ __forceinline__ void finish_row(const ProductArgs& a, int tile, int turn, int in_team,
-                                           const Sums<0>& sums, float* buffer, RowState& state) {
+__device__ __forceinline__ void finish_row(const ProductArgs& a, const Walk& walk, int tile, int turn,
+                                           int in_team, const Sums<0>& sums, float* buffer, RowState& state) {
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  float* own = buffer + (turn % 2 * kMaxWarps + warp) * kTileRows;
+  constexpr int of_warp = kSplitWarps * kTileRows;
+  const int slot = turn % kSplitWarps;
+  float* own = buffer + (turn / kSplitWarps % 2 * kMaxWarps + warp) * of_warp;
   if (lane % 4 == 0) {
-    own[lane / 4] = sums[0][0];
-    own[lane / 4 + 8] = sums[0][2];
+    own[slot * kTileRows + lane / 4] = sums[0][0];
+    own[slot * kTileRows + lane / 4 + 8] = sums[0][2];
   }
+  if (slot + 1 < kSplitWarps && turn + 1 < walk.tiles) return;
   team_barrier(warp / kSplitWarps);
-  if (turn % kSplitWarps != in_team) return;
+  if (in_team > slot) return;
+  tile += (in_team - slot) * walk.tile_stride;
   static_assert(kSplitWarps == 4);  // a lane of four for each warp's sum
-  const float* all = own + (lane % 4 - in_team) * kTileRows + lane / 4;
+  const float* all = own + (lane % 4 - in_team) * of_warp + in_team * kTileRows + lane / 4;
   float v0 = all[0];
   float v1 = all[8];
   v0 += __shfl_xor_sync(kFullMask, v0, 1);
@@ -73,8 +86,10 @@ __device__ __forceinline__ void finish_row(const ProductArgs& a, int tile, int t
   v0 += __shfl_xor_sync(kFullMask, v0, 2);
   v1 += __shfl_xor_sync(kFullMask, v1, 2);
   if (lane % 4 != 0) return;
-  if (writes<output>(a, ProductOutput::kQkv) && turn > 0) state.qkv = find_qkv(a, tile, lane / 4, 0);
-  const float magnitude = store_pair<output>(a, tile, lane / 4, 0, v0, v1, state.factor, state.qkv);
+  if (writes<output>(a, ProductOutput::kQkv) && tile != walk.first_tile)
+    state.qkv = find_qkv(a, tile, lane / 4, 0);
+  const float magnitude = store_pair<output>(a, tile, lane / 4, 0, __fmul_rn(v0, state.factor),
+                                             __fmul_rn(v1, state.factor), state.qkv);
   state.largest = fmaxf(state.largest, magnitude);
 }
 
@@ -136,7 +151,8 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
       for (int i = 0; i < each; ++i) {
         QkvPair qkv;
         if (writes<output>(a, ProductOutput::kQkv)) qkv = find_qkv(a, tile, first + i, m);
-        largest = fmaxf(largest, store_pair<output>(a, tile, first + i, m, low[i], high[i], factors[m], qkv));
+        largest = fmaxf(largest, store_pair<output>(a, tile, first + i, m, __fmul_rn(low[i], factors[m]),
+                                                    __fmul_rn(high[i], factors[m]), qkv));
       }
     }
     if (writes<output>(a, ProductOutput::kSwiglu)) {
@@ -179,12 +195,12 @@ template <MatrixForm form, int NT, bool fine, int output, int depth>
 __global__ void __launch_bounds__(kMaxWarps* kWarp,
                                   NT <= 1 && (kAsync || register_places<NT>(depth) == kFewPlaces) ? 2 : 1)
     product_kernel(const __grid_constant__ ProductArgs a, const ProductShape shape) {
-  extern __shared__ uint4 shared_memory[];
+  extern __shared__ __align__(128) uint4 shared_memory[];
   __shared__ float factors[NT == 0 ? 1 : kMaxRows];
   __shared__ unsigned block_max[NT == 0 ? 1 : kMaxRows];
   __shared__ float4 scratch[kNormThreads / kWarp / 4];
   auto* buffer = reinterpret_cast<float*>(shared_memory);
-  constexpr bool scaled = form != MatrixForm::kF16 && !fine;
+  constexpr bool digits = kInDigits<form, fine>;
   const DeviceMatrix& w = a.w;
   const int warp = threadIdx.x / kWarp;
   const int g = threadIdx.x % kWarp / 4;
@@ -196,10 +212,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
   const Walk walk(w, blockIdx.x * shape.teams + team, gridDim.x * shape.teams,
                   team < shape.teams ? shape.rounds : 0, part, shape.chunks_a_part, in_team);
 
-  using WarpRing = Ring<scaled, depth, register_places<NT>(depth)>;
+  using WarpRing = Ring<digits, depth, register_places<NT>(depth)>;
   WarpRing ring(reinterpret_cast<const char*>(shared_memory) + shape.ring_offset +
-                warp * depth * stage_bytes(scaled));
-  Fetch<WarpRing, scaled> fetch(w, walk, shape.group_shift);
+                warp * ring_bytes(digits, depth));
+  Fetch<WarpRing, digits> fetch(w, walk, shape.group_shift);
   const bool working = NT > 0 || team < shape.teams;
   // Where the memory is the bound, the next kernel is let in when no more is left to ask for than a ring
   // holds: if it had all that fits its own by the time that this one ends, the memory would rest until it
@@ -217,19 +233,20 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
   if (NT == 0 && a.next_starts_early) let_next_start();
 
   RowState state;
-  const __half* x;
-  int64_t stride = 0;
+  Activations x;
   if (output == static_cast<int>(ProductOutput::kQkv) && walk.tiles > 0)
     state.qkv = find_qkv(a, walk.first_tile, g, 0);
   if constexpr (NT == 0) {
-    // Of this part of the columns; `xs` is where the first column of all would be.
     const int begin = part * shape.chunks_a_part * chunk_columns(form);
     const int end_padded = min((part + 1) * shape.chunks_a_part, w.chunks()) * chunk_columns(form);
-    auto* xs = reinterpret_cast<__half*>(buffer + Reduce<NT>::floats) - begin;
+    const StagedRow row = staged_row(reinterpret_cast<std::byte*>(buffer + Reduce<NT>::floats), begin,
+                                     shape.chunks_a_part * chunk_columns(form));
     if (threadIdx.x == 0) block_max[0] = 0;
     // Beyond the columns, in the last chunk.
-    for (int k = w.cols + threadIdx.x * 4; k < end_padded; k += blockDim.x * 4)
-      *reinterpret_cast<uint2*>(xs + staged_place<form>(k)) = {};
+    if constexpr (!digits) {
+      for (int k = w.cols + threadIdx.x * 4; k < end_padded; k += blockDim.x * 4)
+        put_halves<form>(row, k, {});
+    }
     if (a.input.hidden != nullptr) {
       float4 norm[kNormQuads];
 #pragma unroll
@@ -239,32 +256,39 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
           norm[i] = __ldg(reinterpret_cast<const float4*>(a.input.norm + k));
       }
       wait_for_previous();
-      stage_normed<form>(w, a.input, norm, xs, scratch);
+      stage_normed<form, fine>(w, a.input, norm, row, scratch);
       // Not before: what the next kernel fetches would stand in the way of the activations.
       if (!lets_in_late) let_next_start();
     } else {
       wait_for_previous();
       if (!a.next_starts_early && !lets_in_late) let_next_start();
-      state.factor = stage_plain<form>(a.input, begin, min(end_padded, w.cols), xs);
+      const int end = min(end_padded, w.cols);
+      if (a.input.x != nullptr) {
+        stage_halves<form, fine>(a.input.x, begin, end, row);
+      } else {
+        state.factor = stage_floats<form, fine>(a.input, begin, end, row);
+      }
     }
-    x = xs + 8 * t;
+    x = {row.x + (digits ? g % 2 * kLowDigit : 0) + 16 * t, 0, row.scales};
   } else {
     let_next_start();
     wait_for_previous();
     for (int m = threadIdx.x; m < kMaxRows; m += blockDim.x) {
-      factors[m] = a.input.row_max != nullptr && m < a.rows
-                       ? half_scale(__uint_as_float(__ldcg(a.input.row_max + m)))
-                       : 1.0F;
+      factors[m] = row_factor(a.input, m, a.rows);
       block_max[m] = 0;
     }
-    stride = a.input.stride;
-    x = reinterpret_cast<const __half*>(a.input.x) + (NT == 1 ? g & (a.rows - 1) : g) * 32 + 8 * t;
+    // Fewer than eight rows are read again, or what lies beyond them, of which nothing is stored.
+    const int first = digits ? g * 64 : (NT == 1 ? g & (a.rows - 1) : g) * 64;
+    x = {reinterpret_cast<const std::byte*>(a.input.x) + first + 16 * t, 16 * a.input.stride,
+         a.input.scales + 2 * t};
   }
   __syncthreads();
+  if (NT == 0 && digits && a.input.hidden != nullptr)
+    state.factor = norm_factor(w.cols, a.input.epsilon, scratch);
 
   const auto finish = [&](int tile, int turn, const Sums<NT>& sums) {
     if constexpr (NT == 0) {
-      finish_row<output>(a, tile, turn, in_team, sums, buffer, state);
+      finish_row<output>(a, walk, tile, turn, in_team, sums, buffer, state);
     } else {
       finish_rows<NT, output>(a, tile, turn, team, in_team, sums, buffer, factors, block_max);
     }
@@ -272,7 +296,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
   const auto asked_for = [&](int left) {
     if (lets_in_late && left == depth && warp == 0) let_next_start();
   };
-  multiply_tiles<form, NT, fine>(w, walk, ring, fetch, x, 8 * stride, finish, asked_for);
+  multiply_tiles<form, NT, fine>(w, walk, ring, fetch, x, finish, asked_for);
   if (writes<output>(a, ProductOutput::kSwiglu)) {
     if constexpr (NT == 0) {
       state.largest = warp_max(state.largest);
@@ -283,13 +307,6 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
   }
 }
 
-// One group a row, or groups of a power of two of chunks.
-inline bool is_coarse(const DeviceMatrix& w) {
-  if (w.groups == 1) return true;
-  const int chunks = w.group / chunk_columns(w.form);
-  return w.group % chunk_columns(w.form) == 0 && (chunks & (chunks - 1)) == 0;
-}
-
 // From chunks to groups, of a coarse matrix; one group has any length.
 inline int group_shift(const DeviceMatrix& w) {
   int shift = 0;
@@ -298,8 +315,10 @@ inline int group_shift(const DeviceMatrix& w) {
   return shift;
 }
 
-constexpr size_t staged_bytes(MatrixForm form, int64_t chunks) {
-  return static_cast<size_t>(chunks * chunk_columns(form)) * sizeof(uint16_t);
+// Activations of so many columns, two bytes each, and scales of digits.
+constexpr size_t staged_bytes(int64_t columns) {
+  const auto groups = static_cast<size_t>((columns + kDigitColumns - 1) / kDigitColumns);
+  return (groups * (kDigitColumns * 2 + sizeof(float)) + 127) / 128 * 128;  // the ring's lines begin after it
 }
 
 // False where a block's memory is too small for `depth` with so many teams, unless there is no other choice:
@@ -308,25 +327,29 @@ template <MatrixForm form, int NT, bool fine, int output, int depth>
 bool run_product(const ProductArgs& a, int teams, int multiprocessors, bool last_choice,
                  cudaStream_t stream) {
   constexpr auto kernel = product_kernel<form, NT, fine, output, depth>;
-  constexpr bool scaled = form != MatrixForm::kF16 && !fine;
+  constexpr bool digits = kInDigits<form, fine>;
   ProductShape shape{};
   shape.teams = teams;
   shape.chunks_a_part = (a.w.chunks() + a.split - 1) / a.split;
+  if (digits) {  // no part ends within kDigitColumns
+    constexpr int each = kDigitColumns / chunk_columns(form);
+    shape.chunks_a_part = (shape.chunks_a_part + each - 1) / each * each;
+  }
   const int places = (a.w.tiles() + shape.teams - 1) / shape.teams;
   const dim3 blocks(std::min(places, multiprocessors), a.split);
   shape.rounds = (places + static_cast<int>(blocks.x) - 1) / static_cast<int>(blocks.x);
-  if (scaled) shape.group_shift = group_shift(a.w);
+  if (digits) shape.group_shift = group_shift(a.w);
   // A norm takes kNormThreads; small blocks otherwise leave room for the next kernel's.
   const unsigned team_threads = shape.teams * kSplitWarps * kWarp;
   const unsigned threads =
       a.input.hidden != nullptr ? std::max<unsigned>(team_threads, kNormThreads) : team_threads;
   // Sums of tiles, staged activations, chunks on their way.
-  const size_t ring_offset =
-      sizeof(float) * Reduce<NT>::floats + (NT == 0 ? staged_bytes(form, shape.chunks_a_part) : 0);
+  const size_t ring_offset = sizeof(float) * Reduce<NT>::floats +
+                             (NT == 0 ? staged_bytes(int64_t{shape.chunks_a_part} * chunk_columns(form)) : 0);
   shape.ring_offset = static_cast<int>(ring_offset);
   static const bool async = compiled_for(kernel) >= 80;
-  size_t shared = ring_offset +
-                  (async ? static_cast<size_t>(shape.teams) * kSplitWarps * depth * stage_bytes(scaled) : 0);
+  size_t shared =
+      ring_offset + (async ? static_cast<size_t>(shape.teams) * kSplitWarps * ring_bytes(digits, depth) : 0);
   static const int most = most_shared_memory();
   // With a block for every multiprocessor, no two of them may share one.
   if (NT == 0 && async && a.split == 1 && shape.rounds > 1)
@@ -366,8 +389,7 @@ void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream)
 template <MatrixForm form, int NT, bool fine>
 void rows_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
   constexpr int depth = 6;
-  constexpr bool scaled = form != MatrixForm::kF16 && !fine;
-  static_assert(sizeof(float) * Reduce<NT>::floats + kSplitWarps * depth * stage_bytes(scaled) <= 63 * 1024);
+  static_assert(sizeof(float) * Reduce<NT>::floats + kSplitWarps * ring_bytes(true, depth) <= 63 * 1024);
   const int teams = product_teams(a, multiprocessors);
   if (run_product<form, NT, fine, kAnyOutput, depth>(a, teams, multiprocessors, false, stream)) return;
   run_product<form, NT, fine, kAnyOutput, depth>(a, 1, multiprocessors, true, stream);

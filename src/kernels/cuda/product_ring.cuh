@@ -17,9 +17,12 @@ struct LaneChunk {
 // one large block fits a multiprocessor.
 constexpr int kFewPlaces = 3;
 
-// Codes, and scales of the coarse forms.
-constexpr int stage_bytes(bool scaled) {
-  return kTileRows * kChunkBytes + (scaled ? kTileRows * 2 : 0);
+// Of each stage: codes, and scales where products are made in digits. All codes of a warp lie before its
+// scales: copies want lines of 128 bytes.
+constexpr int kStageCodes = kTileRows * kChunkBytes;
+constexpr int kStageScales = kTileRows * 2;
+constexpr int ring_bytes(bool scaled, int depth) {
+  return (depth * (kStageCodes + (scaled ? kStageScales : 0)) + 127) / 128 * 128;
 }
 
 // What the second-level cache is told of weights: they come once a step and should not push out what every
@@ -60,7 +63,10 @@ class Ring {
   static constexpr int kAhead = kAsync ? depth : places;
 
   __device__ __forceinline__ explicit Ring(const void* memory)
-      : begin_(shared_address(memory) + lane() * 16), at_(begin_), policy_(read_once_policy()) {}
+      : begin_(shared_address(memory) + lane() * 16),
+        at_(begin_),
+        scales_(begin_ + depth * kStageCodes),
+        policy_(read_once_policy()) {}
 
   // Starts the chunk at `codes`, with its scales (of this lane's 16 bytes of them), where the last one was
   // taken. Followed by pass(), which alone says that there is nothing more to start.
@@ -68,8 +74,8 @@ class Ring {
                                         const uint16_t* scales) {
     if constexpr (kAsync) {
       copy_once(at_, codes, policy_);
-      copy_once(at_ + 512, codes + high_row, policy_);
-      if (scaled && lane() < 2) copy_once(at_ + 1024, scales, policy_);
+      copy_once(at_ + kStageCodes / 2, codes + high_row, policy_);
+      if (scaled && lane() < 2) copy_once(scales_, scales, policy_);
     } else {
       LaneChunk& slot = slots_[place];
       slot.low = load_once(codes);
@@ -83,37 +89,38 @@ class Ring {
   __device__ __forceinline__ void pass() {
     if constexpr (kAsync) {
       end_copies();
-      at_ = following(at_);
+      const bool last = at_ == begin_ + (depth - 1) * kStageCodes;
+      at_ = last ? begin_ : at_ + kStageCodes;
+      if (scaled) scales_ = last ? begin_ + depth * kStageCodes : scales_ + kStageScales;
     }
   }
   // The oldest chunk, whose place the next start() fills.
   __device__ __forceinline__ LaneChunk take(int place) {
     if constexpr (!kAsync) return slots_[place];
     wait_copies<depth - 1>();
-    return load(at_);
+    return load();
   }
   // Elements of a group's 16 scales where this lane's part begins.
   static __device__ __forceinline__ uint32_t scale_place() { return kAsync ? lane() * 8 : lane() / 4; }
 
  private:
-  static constexpr uint32_t kStage = stage_bytes(scaled);
   static __device__ __forceinline__ uint32_t lane() { return threadIdx.x % kWarp; }
-  __device__ __forceinline__ uint32_t following(uint32_t at) const {
-    return at == begin_ + (depth - 1) * kStage ? begin_ : at + kStage;
-  }
-  __device__ __forceinline__ LaneChunk load(uint32_t at) const {
+  __device__ __forceinline__ LaneChunk load() const {
     if (scaled) __syncwarp();
     LaneChunk c;
-    c.low = load_shared(at);
-    c.high = load_shared(at + 512);
+    c.low = load_shared(at_);
+    c.high = load_shared(at_ + kStageCodes / 2);
     if (scaled) {
-      const uint32_t scales = at + 1024 - lane() * 16 + lane() / 4 * 2;
-      c.scale[0] = load_shared_u16(scales);
-      c.scale[1] = load_shared_u16(scales + 16);
+      const uint32_t of_row = scales_ - lane() * 16 + lane() / 4 * 2;
+      c.scale[0] = load_shared_u16(of_row);
+      c.scale[1] = load_shared_u16(of_row + kStageScales / 2);
     }
     return c;
   }
-  uint32_t begin_, at_;
+  // Where this lane's part of the oldest chunk and of its scales lie. They differ from lane to lane:
+  // ptxas 13.0 gives copies with a policy wrong registers where their address has a part that all lanes
+  // share.
+  uint32_t begin_, at_, scales_;
   uint64_t policy_;
   LaneChunk slots_[kPlaces];
 };
@@ -187,7 +194,7 @@ class Fetch {
   int left_, step_, steps_, chunk_, first_chunk_, group_shift_;
 };
 
-// The registers of step `s` (16 columns) of a chunk.
+// The registers of step `s` (16 columns) of a chunk, as fp16.
 template <MatrixForm form>
 __device__ __forceinline__ void unpack_step(const LaneChunk& c, int s, uint32_t magic, uint32_t (&a)[4]) {
   if constexpr (form == MatrixForm::kF16) {
@@ -196,12 +203,12 @@ __device__ __forceinline__ void unpack_step(const LaneChunk& c, int s, uint32_t 
     a[2] = word_of(c.low, 2 * s + 1);
     a[3] = word_of(c.high, 2 * s + 1);
   } else {
-    const int word = form_bits(form) == 8 ? s : s / 2;
-    const int first = form_bits(form) == 8 ? 0 : s % 2 * 2;
-    a[0] = unpack_pair<form>(word_of(c.low, word), first, magic);
-    a[1] = unpack_pair<form>(word_of(c.high, word), first, magic);
-    a[2] = unpack_pair<form>(word_of(c.low, word), first + 1, magic);
-    a[3] = unpack_pair<form>(word_of(c.high, word), first + 1, magic);
+    const int word = s % 4;
+    const bool high = s >= 4;
+    a[0] = unpack_pair<form>(word_of(c.low, word), false, high, magic);
+    a[1] = unpack_pair<form>(word_of(c.high, word), false, high, magic);
+    a[2] = unpack_pair<form>(word_of(c.low, word), true, high, magic);
+    a[3] = unpack_pair<form>(word_of(c.high, word), true, high, magic);
   }
 }
 

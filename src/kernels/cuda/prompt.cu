@@ -118,7 +118,7 @@ __global__ void expand_kernel(const __grid_constant__ DeviceMatrix w, uint16_t* 
     constexpr int fours = form_bits(form) == 8 ? 1 : 2;
 #pragma unroll
     for (int f = 0; f < fours; ++f) {
-      const int col = chunk * chunk_columns(form) + (form_bits(form) == 8 ? 16 * j : 32 * j + 16 * f) + 4 * t;
+      const int col = chunk * chunk_columns(form) + 64 * f + 16 * j + 4 * t;
       if (col >= w.cols) continue;
       const int64_t at = (int64_t(row / kTileRows) * w.groups + col / w.group) * kTileRows + row % kTileRows;
       float scale;
@@ -132,13 +132,9 @@ __global__ void expand_kernel(const __grid_constant__ DeviceMatrix w, uint16_t* 
       __half v[4];
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        int code;
-        if constexpr (form_bits(form) == 8) {
-          code = static_cast<int>(word >> (8 * c) & 255U) - 128;
-        } else {
-          const int nibble = 2 * f + c / 2 + c % 2 * 4;
-          code = static_cast<int>(word >> (4 * nibble) & 15U) - (is_general(form) ? 0 : 8);
-        }
+        const int byte = static_cast<int>(word >> (8 * c) & 255U);
+        int code = signed_code(form, byte, 4 * f);
+        if constexpr (is_general(form)) code = form_bits(form) == 8 ? byte - 128 : byte >> 4 * f & 15;
         v[c] = __float2half_rn(saturate_half(scale * float(code) - minimum));
       }
       if (w.order != nullptr) {

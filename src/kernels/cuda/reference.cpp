@@ -14,12 +14,14 @@ double element(const DeviceMatrix& w, int64_t row, int64_t col) {
   if (w.form == MatrixForm::kF16)
     return f16_to_float(static_cast<uint16_t>(codes[place.byte] | codes[place.byte + 1] << 8));
   const int raw = codes[place.byte];
-  const int code = form_bits(w.form) == 8 ? raw - 128 : raw >> place.shift & 15;
   const auto at =
       static_cast<size_t>((row / kTileRows * w.groups + col / w.group) * kTileRows + row % kTileRows);
-  if (is_general(w.form)) return double{static_cast<const float*>(w.scales)[at]} * code - w.minima[at];
+  if (is_general(w.form)) {
+    const int code = form_bits(w.form) == 8 ? raw - 128 : raw >> place.shift & 15;
+    return double{static_cast<const float*>(w.scales)[at]} * code - w.minima[at];
+  }
   const double scale = f16_to_float(static_cast<const uint16_t*>(w.scales)[at]);
-  return scale * (form_bits(w.form) == 8 ? code : code - 8);
+  return scale * signed_code(w.form, raw, place.shift);
 }
 
 std::vector<double> product(const DeviceMatrix& w, std::span<const float> x, int rows) {

@@ -18,8 +18,8 @@ __device__ float element(const DeviceMatrix& w, int row, int col) {
     const int code = form_bits(w.form) == 8 ? raw - 128 : (raw >> place.shift) & 15;
     return static_cast<const float*>(w.scales)[at] * float(code) - w.minima[at];
   }
-  const int code = form_bits(w.form) == 8 ? raw - 128 : ((raw >> place.shift) & 15) - 8;
-  return __half2float(static_cast<const __half*>(w.scales)[at]) * float(code);
+  return __half2float(static_cast<const __half*>(w.scales)[at]) *
+         float(signed_code(w.form, raw, place.shift));
 }
 
 __global__ void embed_kernel(const __grid_constant__ EmbedArgs a) {
@@ -37,6 +37,22 @@ __global__ void embed_kernel(const __grid_constant__ EmbedArgs a) {
   }
 }
 
+// Four neighbouring activations of a row, by whole warps with consecutive ones.
+__device__ __forceinline__ void put_row(const RowsOut& out, int row, int k, const float4& v) {
+  if (out.order == XOrder::kDigits) {
+    Digits digits;
+    const float scale = make_digits(v, digits);
+    auto* at = reinterpret_cast<std::byte*>(out.x) + digit_place(out.stride, row, k);
+    *reinterpret_cast<uint32_t*>(at) = digits.high;
+    *reinterpret_cast<uint32_t*>(at + kLowDigit) = digits.low;
+    if (k % kDigitColumns == 0) out.scales[k / kDigitColumns * kMaxRows + row] = scale;
+    return;
+  }
+  uint2 halves = to_halves(v.x, v.y, v.z, v.w);
+  if (out.order == XOrder::kLaneBlocks) halves = in_lane_order(halves);
+  *reinterpret_cast<uint2*>(out.x + x_place(out.order, out.stride, row, k)) = halves;
+}
+
 // With kNormThreads threads, so that sums are those of the fused norm.
 __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
   __shared__ float4 scratch[kNormThreads / kWarp / 4];
@@ -48,45 +64,67 @@ __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
   in.partials = a.partials;
   in.parts = a.parts;
   const float scale = a.row_max != nullptr ? half_scale(__uint_as_float(__ldcg(a.row_max + row))) : 1.0F;
-  float squares = 0;
   float* hidden = a.hidden + int64_t(row) * a.cols;
-  for (int k = threadIdx.x * 4; k < a.cols; k += kNormThreads * 4) {
+  float4 kept[kNormQuads];  // the first ones; others are read again
+  float squares = 0;
+  const auto add = [&](int k) {
     const float4 v = sum_partials(in, a.rows, a.cols, row, k, scale);
     squares = sum_squares(squares, v);
     *reinterpret_cast<float4*>(hidden + k) = v;
+    return v;
+  };
+  constexpr int kStep = kNormThreads * 4;
+  const int first = threadIdx.x * 4;
+#pragma unroll
+  for (int i = 0; i < kNormQuads; ++i) {
+    kept[i] = {};
+    if (first + i * kStep < a.cols) kept[i] = add(first + i * kStep);
   }
-  if (a.x == nullptr) return;
-  const float factor = norm_factor(squares, a.cols, a.epsilon, scratch);
-  __half* x = reinterpret_cast<__half*>(a.x);
-  for (int k = threadIdx.x; k < a.stride; k += kNormThreads) {
-    const float value = k < a.cols ? hidden[k] * factor * a.norm[k] : 0.0F;
-    x[x_place(a.order, a.stride, row, k)] = __float2half_rn(saturate_half(value));
+  for (int k = first + kNormQuads * kStep; k < a.cols; k += kStep) add(k);
+  if (a.out.x == nullptr) return;
+  leave_squares(squares, scratch);
+  __syncthreads();
+  float factor = norm_factor(a.cols, a.epsilon, scratch);
+  if (a.out.order == XOrder::kDigits) {  // it is one for all columns
+    if (threadIdx.x == 0) a.factors[row] = factor;
+    factor = 1;
   }
+  const auto put = [&](int k, const float4& v) {
+    float4 norm = {};
+    if (k < a.cols) norm = __ldg(reinterpret_cast<const float4*>(a.norm + k));
+    put_row(a.out, row, k, times(times(v, factor), norm));
+  };
+#pragma unroll
+  for (int i = 0; i < kNormQuads; ++i) {
+    if (first + i * kStep < a.out.stride) put(first + i * kStep, kept[i]);
+  }
+  for (int k = first + kNormQuads * kStep; k < a.out.stride; k += kStep)
+    put(k, k < a.cols ? *reinterpret_cast<const float4*>(hidden + k) : float4{});
 }
 
-__global__ void scale_to_half_kernel(const __grid_constant__ ScaleToHalfArgs a) {
+__global__ void arrange_kernel(const __grid_constant__ ArrangeArgs a) {
   let_next_start();
   wait_for_previous();
   const int row = blockIdx.y;
-  const float down = 1.0F / half_scale(__uint_as_float(__ldcg(a.row_max + row)));
-  const float* values = a.values + int64_t(row) * a.cols;
-  __half* x = reinterpret_cast<__half*>(a.x);
-  for (int64_t k = blockIdx.x * blockDim.x + threadIdx.x; k < a.stride; k += gridDim.x * blockDim.x) {
-    float value = 0;
-    if (k < a.cols) value = __ldcg(values + k) * down;
-    x[x_place(a.order, a.stride, row, static_cast<int>(k))] = __float2half_rn(saturate_half(value));
+  const int k = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
+  if (k >= a.out.stride) return;
+  const auto value = [&](int i) {
+    const int from = a.order != nullptr ? a.order[i] : i;
+    if (a.values != nullptr) return __ldcg(a.values + int64_t(row) * a.cols + from);
+    return __half2float(__ushort_as_half(__ldcg(a.halves + row * a.out.stride + from)));
+  };
+  float4 v = {};
+  if (k < a.cols) {
+    if (a.order != nullptr) {
+      v = {value(k), value(k + 1), value(k + 2), value(k + 3)};
+    } else if (a.values != nullptr) {
+      v = __ldcg(reinterpret_cast<const float4*>(a.values + int64_t(row) * a.cols + k));
+    } else {
+      v = to_floats(__ldcg(reinterpret_cast<const uint2*>(a.halves + row * a.out.stride + k)));
+    }
   }
-}
-
-__global__ void reorder_kernel(const __grid_constant__ ReorderArgs a) {
-  let_next_start();
-  wait_for_previous();
-  const int row = blockIdx.x;
-  for (int k = threadIdx.x; k < a.stride; k += blockDim.x) {
-    uint16_t value = 0;
-    if (k < a.cols) value = __ldcg(a.x + row * a.stride + (a.order != nullptr ? a.order[k] : k));
-    a.out[x_place(a.out_order, a.stride, row, k)] = value;
-  }
+  if (a.row_max != nullptr) v = times(v, __fdividef(1, half_scale(__uint_as_float(__ldcg(a.row_max + row)))));
+  put_row(a.out, row, k, v);
 }
 
 __global__ void __launch_bounds__(512) read_all_kernel(const uint4* data, int64_t count, uint32_t* out) {
@@ -115,18 +153,16 @@ void add_norm(const AddNormArgs& args, cudaStream_t stream) {
   launch<add_norm_kernel>(dim3(args.rows), kNormThreads, 0, stream, args);
 }
 
-void scale_to_half(const ScaleToHalfArgs& args, cudaStream_t stream) {
-  launch<scale_to_half_kernel>(dim3(8, args.rows), 256, 0, stream, args);
+void arrange(const ArrangeArgs& args, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  const auto quads = static_cast<unsigned>(args.out.stride / 4);
+  launch<arrange_kernel>(dim3((quads + kThreads - 1) / kThreads, args.rows), kThreads, 0, stream, args);
 }
 
 void read_all(const void* data, size_t bytes, uint32_t* out, cudaStream_t stream) {
   static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
   read_all_kernel<<<4 * multiprocessors, 512, 0, stream>>>(static_cast<const uint4*>(data),
                                                            static_cast<int64_t>(bytes / 16), out);
-}
-
-void reorder(const ReorderArgs& args, cudaStream_t stream) {
-  launch<reorder_kernel>(dim3(args.rows), 256, 0, stream, args);
 }
 
 }  // namespace qwen2::cuda
