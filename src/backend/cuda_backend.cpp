@@ -184,7 +184,8 @@ Status CudaBackend::fetch_logits(int64_t row, int64_t place) {
       "fetching logits");
 }
 
-// Everything of a group that the card needs, in one copy.
+// Everything of a group that the card needs. The card fetches it itself: a copy between two steps would hold
+// up the second.
 Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers) {
   const Inputs& inputs = inputs_[next_inputs_];
   next_inputs_ = 1 - next_inputs_;
@@ -213,9 +214,15 @@ Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sa
   auto* samples = reinterpret_cast<cuda::SampleRow*>(host + w_.samples_offset());
   for (int i = 0; i < cuda::kMaxRows; ++i) samples[i].in_step = 0;
   if (!samplers.empty()) write_samples(group, samplers, samples, words, word);
-  const auto bytes = static_cast<size_t>(w_.words_offset()) + static_cast<size_t>(word) * sizeof(uint32_t);
-  QWEN2_CHECK(cuda_status(cudaMemcpyAsync(w_.inputs, host, bytes, cudaMemcpyHostToDevice, stream_),
-                          "sending a step"));
+  const int64_t samples_count = std::min<int64_t>(padded_rows, cuda::kMaxRows);
+  cuda::FetchArgs fetch;
+  fetch.from = host;
+  fetch.to = w_.inputs;
+  fetch.pieces[0] = {0, padded_rows * CudaWorkspace::kRowBytes};
+  fetch.pieces[1] = {w_.samples_offset(), samples_count * CudaWorkspace::kSampleBytes};
+  fetch.pieces[2] = {w_.words_offset(), int64_t{word} * 4};
+  cuda::fetch(fetch, stream_);
+  QWEN2_CHECK(cuda_status(cudaGetLastError(), "sending a step"));
   return cuda_status(cudaEventRecord(inputs.sent, stream_), "sending a step");
 }
 

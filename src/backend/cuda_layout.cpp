@@ -138,7 +138,7 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   CudaWorkspace w;
   w.input_rows = std::max(kRows, chunk);
   // Every page of the pool at most once, one for padding rows, and every token that a penalty may ask for.
-  w.input_words = kv_pages + 1 + std::min(limits.max_num_seqs, kRows) * limits.max_model_len;
+  w.input_words = round_up(kv_pages + 1 + std::min(limits.max_num_seqs, kRows) * limits.max_model_len, 4);
   w.inputs = arena.take<std::byte>(w.input_bytes());
   w.tokens = arena.take<int32_t>(2 * limits.max_num_seqs);
   w.best = arena.take<unsigned long long>(kRows);

@@ -808,10 +808,12 @@ TEST(GpuSampling, FollowsTheProbabilities) {
 
 // The third row is not the step's to take.
 TEST(GpuSampling, GreedyTakesTheFirstOfTheLargest) {
-  constexpr int kVocab = 152064;
-  auto logits = test::normal(2 * kVocab);
+  constexpr int kVocab = 152061;
+  constexpr int kStride = 152064;
+  auto logits = test::normal(2 * kStride);
   for (const size_t place : {size_t{70000}, size_t{150001}}) logits[place] = 100;
-  logits[kVocab + 3] = 50;
+  logits[kStride + 3] = 50;
+  for (const size_t row : {size_t{1}, size_t{2}}) logits[row * kStride - 3] = 200;  // no token
   const Buffer<float> d_logits(logits);
   const Buffer<SampleRow> rows(std::vector<SampleRow>{{0, 1, 0, 1, 0, 1, 0, 0, -1, 1, 0},
                                                       {1, 0, 0, 1, 0, 1, 0, 0, -1, 1, 0},
@@ -825,7 +827,7 @@ TEST(GpuSampling, GreedyTakesTheFirstOfTheLargest) {
   args.count = 3;
   args.rows = rows.get();
   args.logits = d_logits.get();
-  args.stride = kVocab;
+  args.stride = kStride;
   args.vocab = kVocab;
   args.seen = seen.get();
   args.tokens = tokens.get();

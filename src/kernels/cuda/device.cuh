@@ -41,6 +41,24 @@ __device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], 
 #endif
 }
 
+// Has a value computed here: compilers put that where it is needed, which may be behind a wait.
+template <class T>
+__device__ __forceinline__ void settle(T& v) {
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("" : "+l"(v));
+  } else {
+    asm volatile("" : "+r"(v));
+  }
+}
+// Asked for here and not behind a wait. Of memory that kernels do not write.
+__device__ __forceinline__ float4 load_before(const float* p) {
+  float4 v;
+  asm volatile("ld.global.nc.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(p));
+  return v;
+}
+
 // Weights are read once: they should not push anything out of the caches.
 __device__ __forceinline__ uint4 load_once(const void* p) {
   uint4 v;
@@ -74,14 +92,22 @@ __device__ __forceinline__ void copy_small(void* to, const void* from) {
                : "memory");
 #endif
 }
+__device__ __forceinline__ void store_4(uint32_t to, uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+__device__ __forceinline__ void store_8(uint32_t to, uint2 v) {
+  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
+}
+__device__ __forceinline__ void store_16(uint32_t to, const uint4& v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
 // 16 bytes to an address in shared memory, at once where there are none.
 __device__ __forceinline__ void copy_16(uint32_t to, const void* from) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 #else
-  const uint4 v = *static_cast<const uint4*>(from);
-  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
+  store_16(to, *static_cast<const uint4*>(from));
 #endif
 }
 __device__ __forceinline__ void end_copies() {

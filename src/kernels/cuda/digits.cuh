@@ -35,7 +35,9 @@ __device__ __forceinline__ float warp_max_magnitude(float v) {
 __device__ __forceinline__ float make_digits(const float4& v, Digits& digits) {
   const float largest =
       warp_max_magnitude(fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
-  const float inverse = __fdividef(kDigitLimit, fmaxf(largest, 1e-30F));
+  float inverse;  // of no denormal number: __fdividef() would care for them
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fmaxf(largest, 1e-30F)));
+  inverse = __fmul_rn(inverse, kDigitLimit);
   // The sum with 1.5 * 2^23 has the rounded integer in its lowest bits, that with 128 more the high digit.
   constexpr float kShift = 12582912;
   const auto in_bits = [&](float value, float shift) {

@@ -188,6 +188,21 @@ void swiglu_rows(const SwigluArgs& args, cudaStream_t stream);
 // out [w.rows][stride] = the matrix as fp16, columns in the activations' order.
 void expand(const DeviceMatrix& w, uint16_t* out, int64_t stride, cudaStream_t stream);
 
+// --- Inputs ----------------------------------------------------------------------------------------------
+
+// Copies from page-locked memory of the host, by the card's own reads.
+struct FetchArgs {
+  struct Piece {
+    int64_t offset = 0;  // in both, in bytes; multiples of 16
+    int64_t bytes = 0;   // rounded up to a multiple of 16
+  };
+  static constexpr int kPieces = 3;
+  const std::byte* from = nullptr;
+  std::byte* to = nullptr;
+  Piece pieces[kPieces];
+};
+void fetch(const FetchArgs& args, cudaStream_t stream);
+
 // --- Rows ------------------------------------------------------------------------------------------------
 
 // hidden[row] = the embedding of its token. Zeroes `clear` [clear_count] as well.
@@ -260,7 +275,7 @@ struct SampleArgs {
   int count = 0;
   const SampleRow* rows = nullptr;
   float* logits = nullptr;  // [.][stride]; penalties are applied in place
-  int64_t stride = 0;
+  int64_t stride = 0;       // a multiple of 4, at least vocab
   int vocab = 0;
   const int32_t* seen = nullptr;
   int32_t* tokens = nullptr;           // sampled, by place; earlier steps' too

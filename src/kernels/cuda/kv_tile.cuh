@@ -36,26 +36,60 @@ struct KvTile {
   static __device__ __forceinline__ int place(int row, int piece) {
     return row * kRowBytes + ((piece ^ (row & kFlipped)) * 16);
   }
+  // Where this lane's piece of the first rows goes, and that of the i-th ones.
+  static __device__ __forceinline__ uint32_t own_place(const std::byte* tile) {
+    const int lane = threadIdx.x % kWarp;
+    return shared_address(tile) + place(lane / kPieces, lane % kPieces);
+  }
+  static __device__ __forceinline__ uint32_t own_place(uint32_t own, int i) {
+    constexpr int kAtOnce = kWarp / kPieces;
+    return (own ^ (i * kAtOnce & kFlipped) * 16) + i * kAtOnce * kRowBytes;
+  }
+
+  static constexpr int kRows = kWarp / kPieces;  // that a warp brings at once
+  static constexpr int kLoads = kTileKeys / kRows;
 
   // Starts the copies of the first `end` rows and of all scales. `rows` and `scales` are those of the tile in
   // its page.
   static __device__ __forceinline__ void copy(const std::byte* rows, const std::byte* scales, int end,
                                               std::byte* out) {
-    constexpr int kRows = kWarp / kPieces;  // at once
     const int lane = threadIdx.x % kWarp;
-    const uint32_t own = shared_address(out) + place(lane / kPieces, lane % kPieces);
+    const uint32_t own = own_place(out);
     const std::byte* from = rows + lane * 16;
-    const auto copy_rows = [&](int i) {
-      copy_16((own ^ (i * kRows & kFlipped) * 16) + i * kRows * kRowBytes, from + i * kWarp * 16);
-    };
+    const auto copy_rows = [&](int i) { copy_16(own_place(own, i), from + i * kWarp * 16); };
     if (end == kTileKeys) {
 #pragma unroll
-      for (int i = 0; i < kTileKeys / kRows; ++i) copy_rows(i);
+      for (int i = 0; i < kLoads; ++i) copy_rows(i);
     } else {
 #pragma unroll 1
       for (int i = 0; i * kRows + lane / kPieces < end; ++i) copy_rows(i);
     }
     if (bits == 8 && lane < 2) copy_16(shared_address(out) + kScales + lane * 16, scales + lane * 16);
+  }
+  // The same in two steps, where there are no copies that go on by themselves: into registers, and from
+  // there.
+  struct Pieces {
+    uint4 rows[kLoads];
+    uint4 scales;
+  };
+  static __device__ __forceinline__ void load(const std::byte* rows, const std::byte* scales, int end,
+                                              Pieces& pieces) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      if (i * kRows + lane / kPieces < end)
+        pieces.rows[i] = __ldcg(reinterpret_cast<const uint4*>(rows + (lane + i * kWarp) * 16));
+    }
+    if (bits == 8 && lane < 2) pieces.scales = __ldcg(reinterpret_cast<const uint4*>(scales + lane * 16));
+  }
+  static __device__ __forceinline__ void store(const Pieces& pieces, int end, std::byte* out) {
+    const int lane = threadIdx.x % kWarp;
+    const uint32_t own = own_place(out);
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      if (i * kRows + lane / kPieces < end) store_16(own_place(own, i), pieces.rows[i]);
+    }
+    if (bits == 8 && lane < 2) store_16(shared_address(out) + kScales + lane * 16, pieces.scales);
   }
   // Zeroes the rows from `end` on: values must not be infinite where their weight is zero.
   static __device__ __forceinline__ void clear(int end, std::byte* out) {

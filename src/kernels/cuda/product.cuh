@@ -47,7 +47,11 @@ __device__ __forceinline__ void team_barrier(int team) {
 
 // What the tiles of one row share beside their sums.
 struct RowState {
-  float factor = 1;   // of the staged activations
+  float factor = 1;  // of the staged activations
+  struct {
+    const float4* squares;  // null: nothing is normed
+    float inverse, epsilon;
+  } norm = {};
   float largest = 0;  // of this lane's results
   QkvPair qkv;        // of the first tile
 };
@@ -61,7 +65,7 @@ __device__ __forceinline__ float row_factor(const ProductInput& in, int m, int r
 
 // One row's tiles: when a team has the sums of kSplitWarps of them, or of its last ones, each warp adds up
 // those of one tile and stores them. `turn` counts a team's tiles.
-template <int output>
+template <int output, bool digits>
 __device__ __forceinline__ void finish_row(const ProductArgs& a, const Walk& walk, int tile, int turn,
                                            int in_team, const Sums<0>& sums, float* buffer, RowState& state) {
   const int warp = threadIdx.x / kWarp;
@@ -74,6 +78,10 @@ __device__ __forceinline__ void finish_row(const ProductArgs& a, const Walk& wal
     own[slot * kTileRows + lane / 4 + 8] = sums[0][2];
   }
   if (slot + 1 < kSplitWarps && turn + 1 < walk.tiles) return;
+  // While other warps are waited for.
+  float factor = state.factor;
+  if (digits && state.norm.squares != nullptr)
+    factor = norm_factor(state.norm.inverse, state.norm.epsilon, state.norm.squares);
   team_barrier(warp / kSplitWarps);
   if (in_team > slot) return;
   tile += (in_team - slot) * walk.tile_stride;
@@ -88,8 +96,8 @@ __device__ __forceinline__ void finish_row(const ProductArgs& a, const Walk& wal
   if (lane % 4 != 0) return;
   if (writes<output>(a, ProductOutput::kQkv) && tile != walk.first_tile)
     state.qkv = find_qkv(a, tile, lane / 4, 0);
-  const float magnitude = store_pair<output>(a, tile, lane / 4, 0, __fmul_rn(v0, state.factor),
-                                             __fmul_rn(v1, state.factor), state.qkv);
+  const float magnitude =
+      store_pair<output>(a, tile, lane / 4, 0, __fmul_rn(v0, factor), __fmul_rn(v1, factor), state.qkv);
   state.largest = fmaxf(state.largest, magnitude);
 }
 
@@ -241,38 +249,31 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
     const int end_padded = min((part + 1) * shape.chunks_a_part, w.chunks()) * chunk_columns(form);
     const StagedRow row = staged_row(reinterpret_cast<std::byte*>(buffer + Reduce<NT>::floats), begin,
                                      shape.chunks_a_part * chunk_columns(form));
+    const RowPlaces<form, fine> places(row);
     if (threadIdx.x == 0) block_max[0] = 0;
     // Beyond the columns, in the last chunk.
     if constexpr (!digits) {
-      for (int k = w.cols + threadIdx.x * 4; k < end_padded; k += blockDim.x * 4)
-        put_halves<form>(row, k, {});
+#pragma unroll 1
+      for (int k = w.cols + threadIdx.x * 4; k < end_padded; k += blockDim.x * 4) places.put(k, uint2{});
     }
     if (a.input.hidden != nullptr) {
-      float4 norm[kNormQuads];
-#pragma unroll
-      for (int i = 0; i < kNormQuads; ++i) {
-        const int k = (i * kNormThreads + threadIdx.x) * 4;
-        if (threadIdx.x < kNormThreads && k < w.cols)
-          norm[i] = __ldg(reinterpret_cast<const float4*>(a.input.norm + k));
-      }
+      state.norm = {scratch, __frcp_rn(static_cast<float>(w.cols)), a.input.epsilon};
+      const NormedRow<form, fine> input(a.input, w.cols);
       wait_for_previous();
-      stage_normed<form, fine>(w, a.input, norm, row, scratch);
+      input.stage(places, state.norm.inverse, state.norm.epsilon, scratch);
       // Not before: what the next kernel fetches would stand in the way of the activations.
       if (!lets_in_late) let_next_start();
     } else {
+      const PlainRow<form, fine> input(a.input, begin, min(end_padded, w.cols));
       wait_for_previous();
       if (!a.next_starts_early && !lets_in_late) let_next_start();
-      const int end = min(end_padded, w.cols);
-      if (a.input.x != nullptr) {
-        stage_halves<form, fine>(a.input.x, begin, end, row);
-      } else {
-        state.factor = stage_floats<form, fine>(a.input, begin, end, row);
-      }
+      state.factor = input.stage(places, a.input.row_max);
     }
     x = {row.x + (digits ? g % 2 * kLowDigit : 0) + 16 * t, 0, row.scales};
   } else {
     let_next_start();
     wait_for_previous();
+#pragma unroll 1
     for (int m = threadIdx.x; m < kMaxRows; m += blockDim.x) {
       factors[m] = row_factor(a.input, m, a.rows);
       block_max[m] = 0;
@@ -283,12 +284,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
          a.input.scales + 2 * t};
   }
   __syncthreads();
-  if (NT == 0 && digits && a.input.hidden != nullptr)
-    state.factor = norm_factor(w.cols, a.input.epsilon, scratch);
 
   const auto finish = [&](int tile, int turn, const Sums<NT>& sums) {
     if constexpr (NT == 0) {
-      finish_row<output>(a, walk, tile, turn, in_team, sums, buffer, state);
+      finish_row<output, digits>(a, walk, tile, turn, in_team, sums, buffer, state);
     } else {
       finish_rows<NT, output>(a, tile, turn, team, in_team, sums, buffer, factors, block_max);
     }
@@ -303,6 +302,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
       if (threadIdx.x % kWarp == 0) atomicMax(block_max, __float_as_uint(state.largest));
     }
     __syncthreads();
+#pragma unroll 1
     for (int m = threadIdx.x; m < a.rows; m += blockDim.x) atomicMax(a.row_max + m, block_max[m]);
   }
 }

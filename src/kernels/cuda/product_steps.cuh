@@ -191,26 +191,31 @@ __device__ __forceinline__ void multiply_tiles(const DeviceMatrix& w, const Walk
     tile += walk.tile_stride;
   };
   if (walk.steps == 0) {
+#pragma unroll 1
     for (int i = 0; i < walk.tiles; ++i) finish_tile();
   }
   int work = walk.tiles * walk.steps;
   int step = walk.steps;
   int chunk = walk.first_chunk;
+  int next = 0;  // place to go on from: places have names, and what ends a tile should not be there for each
   while (work > 0) {
 #pragma unroll
     for (int i = 0; i < WarpRing::kPlaces; ++i) {
-      if (work <= 0) break;
-      --work;
+      if (WarpRing::kPlaces > 1 && i < next) continue;
       const LaneChunk taken = ring.take(i);
       multiply_chunk<form, NT, fine>(w, taken, x, tile, chunk, magic, sums);
       chunk += kSplitWarps;
       fetch.next(ring, i);
       asked_for(fetch.left());
-      if (--step > 0) continue;
-      step = walk.steps;
-      chunk = walk.first_chunk;
-      finish_tile();
+      next = i + 1;
+      if (--step == 0) break;
     }
+    if (next == WarpRing::kPlaces) next = 0;
+    if (step > 0) continue;
+    work -= walk.steps;
+    step = walk.steps;
+    chunk = walk.first_chunk;
+    finish_tile();
   }
 }
 

@@ -1,4 +1,6 @@
 // Kernels that work on rows of activations: embedding, norms, conversions.
+#include <algorithm>
+
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/launch.cuh"
@@ -22,6 +24,16 @@ __device__ float element(const DeviceMatrix& w, int row, int col) {
          float(signed_code(w.form, raw, place.shift));
 }
 
+__global__ void fetch_kernel(const __grid_constant__ FetchArgs a) {
+  wait_for_previous();
+  const FetchArgs::Piece piece = a.pieces[blockIdx.y];
+  const auto* from = reinterpret_cast<const uint4*>(a.from + piece.offset);
+  auto* to = reinterpret_cast<uint4*>(a.to + piece.offset);
+  const int64_t count = (piece.bytes + 15) / 16;
+  for (int64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
+    to[i] = from[i];
+}
+
 __global__ void embed_kernel(const __grid_constant__ EmbedArgs a) {
   wait_for_previous();
   let_next_start();
@@ -31,6 +43,7 @@ __global__ void embed_kernel(const __grid_constant__ EmbedArgs a) {
   }
   int token = a.row_info[row].token;
   if (token < 0) token = a.sampled[-1 - token];
+#pragma unroll 4
   for (int k = threadIdx.x; k < a.embedding.cols; k += blockDim.x) {
     const int to = a.embedding.order != nullptr ? a.embedding.order[k] : k;
     a.hidden[int64_t(row) * a.embedding.cols + to] = element(a.embedding, token, k);
@@ -59,16 +72,12 @@ __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
   let_next_start();
   wait_for_previous();
   const int row = blockIdx.x;
-  ProductInput in;
-  in.hidden = a.hidden;
-  in.partials = a.partials;
-  in.parts = a.parts;
   const float scale = a.row_max != nullptr ? half_scale(__uint_as_float(__ldcg(a.row_max + row))) : 1.0F;
   float* hidden = a.hidden + int64_t(row) * a.cols;
   float4 kept[kNormQuads];  // the first ones; others are read again
   float squares = 0;
   const auto add = [&](int k) {
-    const float4 v = sum_partials(in, a.rows, a.cols, row, k, scale);
+    const float4 v = Quad(a.hidden, a.partials, a.rows, a.cols, row, k).sum(a.parts, scale, 0);
     squares = sum_squares(squares, v);
     *reinterpret_cast<float4*>(hidden + k) = v;
     return v;
@@ -84,7 +93,7 @@ __global__ void add_norm_kernel(const __grid_constant__ AddNormArgs a) {
   if (a.out.x == nullptr) return;
   leave_squares(squares, scratch);
   __syncthreads();
-  float factor = norm_factor(a.cols, a.epsilon, scratch);
+  float factor = norm_factor(__frcp_rn(static_cast<float>(a.cols)), a.epsilon, scratch);
   if (a.out.order == XOrder::kDigits) {  // it is one for all columns
     if (threadIdx.x == 0) a.factors[row] = factor;
     factor = 1;
@@ -145,8 +154,16 @@ __global__ void __launch_bounds__(512) read_all_kernel(const uint4* data, int64_
 
 }  // namespace
 
+void fetch(const FetchArgs& args, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  int64_t most = 1;
+  for (const FetchArgs::Piece& piece : args.pieces) most = std::max(most, piece.bytes);
+  const int64_t blocks = std::min<int64_t>((most + 16 * kThreads - 1) / (16 * kThreads), 32);
+  launch<fetch_kernel>(dim3(static_cast<unsigned>(blocks), FetchArgs::kPieces), kThreads, 0, stream, args);
+}
+
 void embed(const EmbedArgs& args, cudaStream_t stream) {
-  launch<embed_kernel>(dim3(args.rows), 256, 0, stream, args);
+  launch<embed_kernel>(dim3(args.rows), 512, 0, stream, args);
 }
 
 void add_norm(const AddNormArgs& args, cudaStream_t stream) {

@@ -12,7 +12,7 @@ namespace qwen2::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr int kGreedyBlocks = 32;
+constexpr int kGreedyBlocks = 64;
 constexpr int kGreedyThreads = 256;
 constexpr int kBins = 256;
 
@@ -66,23 +66,42 @@ __device__ unsigned long long block_largest(unsigned long long v, unsigned long 
 
 __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_constant__ SampleArgs a) {
   __shared__ unsigned long long scratch[kGreedyThreads / kWarp];
-  __shared__ bool last;
   wait_for_previous();
   let_next_start();
   const SampleRow row = a.rows[blockIdx.y];
   if (row.temperature != 0 || (row.in_step != 0) != a.in_step) return;
   const float* logits = a.logits + row.logits_row * a.stride;
   unsigned long long best = 0;
-  for (int i = blockIdx.x * kGreedyThreads + threadIdx.x; i < a.vocab; i += kGreedyBlocks * kGreedyThreads)
-    best = max(best, ranked(key_of(__ldcg(logits + i)), i));
+  constexpr int kLoads = 3;
+  constexpr int kStep = kGreedyBlocks * kGreedyThreads * 4;
+  for (int first = (blockIdx.x * kGreedyThreads + threadIdx.x) * 4; first < a.vocab;
+       first += kLoads * kStep) {
+    float4 v[kLoads];  // rows are padded to more than four
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      if (first + j * kStep < a.vocab)
+        v[j] = __ldcg(reinterpret_cast<const float4*>(logits + first + j * kStep));
+    }
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) {
+      const float each[4] = {v[j].x, v[j].y, v[j].z, v[j].w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int id = first + j * kStep + i;
+        if (id < a.vocab) best = max(best, ranked(key_of(each[i]), id));
+      }
+    }
+  }
   best = block_largest(best, scratch);
   unsigned long long* shared_best = a.best + blockIdx.y;
   if (threadIdx.x == 0) {
     atomicMax(shared_best, best);
-    __threadfence();
-    last = atomicAdd(a.arrived + blockIdx.y, 1U) == kGreedyBlocks - 1;
-    if (last) {
-      __threadfence();
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(a.arrived + blockIdx.y)
+                 : "memory");
+    if (before == kGreedyBlocks - 1) {
       const auto inverted = static_cast<uint32_t>(atomicExch(shared_best, 0ULL));
       store_token(a, row, static_cast<int32_t>(0xffffffffU - inverted));
       a.arrived[blockIdx.y] = 0;

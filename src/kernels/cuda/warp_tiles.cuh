@@ -20,8 +20,9 @@ struct Part {
 };
 
 // A warp's keys and values on their way, `depth` tiles ahead of what it works on; tiles that are older than
-// the step come before the previous kernel ends. With a depth of zero, for little memory, keys and values of
-// one tile take turns in one place. Copies are waited for in the order of their starts.
+// the step come before the previous kernel ends. Copies are waited for in the order of their starts. A depth
+// of zero is for chips without copies that go on by themselves, and little memory: keys and values of one
+// tile take turns in one place, and what comes next is on its way to registers.
 template <int dim, int bits, int depth>
 class Tiles {
  public:
@@ -41,20 +42,18 @@ class Tiles {
   __device__ __forceinline__ void begin(int older) { start_all(older - part_.first_key); }
   __device__ __forceinline__ void go_on() { start_all(part_.keys); }
   // Keys (what = 0) or values (1) of a tile, when they are there.
-  __device__ __forceinline__ const std::byte* arrived(int tile, int what) const {
+  __device__ __forceinline__ const std::byte* arrived(int tile, int what) {
+    if constexpr (!kAsync) Tile::store(pieces_, count(tile), place(tile, what));
     wait_copies<kStarts - 1>();
     if (what == 1 && count(tile) < kTileKeys) Tile::clear(count(tile), place(tile, 1));
     __syncwarp();
+    if constexpr (!kAsync) start(what == 0 ? tile : tile + kWarps, 1 - what);
     return place(tile, what);
   }
   // They are read: what comes next in their place.
   __device__ __forceinline__ void read(int tile, int what) {
     __syncwarp();
-    if constexpr (depth == 0) {
-      start(what == 0 ? tile : tile + kWarps, 1 - what);
-    } else {
-      start(tile + depth * kWarps, what);
-    }
+    if constexpr (kAsync) start(tile + depth * kWarps, what);
   }
 
  private:
@@ -85,8 +84,13 @@ class Tiles {
     if (count(tile) > 0) {
       const std::byte* page = data_ + int64_t(page_) * page_stride_;
       const int row = what * kPageTokens + tile % kTilesAPage * kTileKeys;
-      Tile::copy(page + row * Tile::kRowBytes, page + 2 * kPageTokens * dim + row * 2, count(tile),
-                 place(tile, what));
+      const std::byte* rows = page + row * Tile::kRowBytes;
+      const std::byte* scales = page + 2 * kPageTokens * dim + row * 2;
+      if constexpr (kAsync) {
+        Tile::copy(rows, scales, count(tile), place(tile, what));
+      } else {
+        Tile::load(rows, scales, count(tile), pieces_);
+      }
     }
     end_copies();
     if (what == 1) page_ = page_of(tile + kWarps);
@@ -98,6 +102,7 @@ class Tiles {
   uint32_t page_stride_;
   uint32_t page_;
   int started_ = 0;
+  typename Tile::Pieces pieces_;  // where copies cannot go on by themselves
 };
 
 }  // namespace qwen2::cuda
