@@ -129,7 +129,8 @@ class Bench {
 
   // A layer's kernels in their order, as decoding runs them.
   void layers(const std::string& name, MatrixForm form, int group, int length) {
-    const cuda::RowAttentionArgs attend = attention_args(length);
+    cuda::RowAttentionArgs attend = attention_args(length);
+    attend.next_starts_first = rows_ == 1 && cuda::form_bits(form) == 4 && attend.max_splits == 1;
     const auto four = [&](int i) {
       call(make_matrix(form, 2048, 1536, group), cuda::ProductOutput::kQkv, 1, i);
       cuda::attend_rows(attend, stream_);
@@ -172,7 +173,8 @@ class Bench {
     a.y_stride = output == cuda::ProductOutput::kSwiglu ? n / 2 : n;
     a.row_max = words_ + 64;
     a.split = output != cuda::ProductOutput::kStore || n > 10000 ? 1 : kSplit;
-    a.next_starts_early = kind == 0;
+    a.next_starts_early =
+        kind == 0 || (output == cuda::ProductOutput::kQkv && m.shape.form == MatrixForm::kF16);
     a.starts_early = kind == 2 || output == cuda::ProductOutput::kSwiglu;
     a.input.x = x_;
     a.input.scales = norm_;

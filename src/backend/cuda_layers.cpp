@@ -156,7 +156,8 @@ ProductArgs CudaBackend::qkv_product(int layer, int count, int max_splits, int& 
   qkv.q = w_.q;
   qkv.q_scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim));
   qkv.new_kv = w_.new_kv;
-  qkv.next_starts_early = max_splits > 1;  // a long row's keys and values are on their way meanwhile
+  // A long row's keys and values are on their way meanwhile; in fp16 so are the weights of what follows.
+  qkv.next_starts_early = max_splits > 1 || w.qkv.front().matrix.form == cuda::MatrixForm::kF16;
   return qkv;
 }
 
@@ -174,6 +175,10 @@ cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_
   attention.cache = cache(layer);
   attention.q = w_.q;
   attention.max_splits = max_splits;
+  // Weights of 4 bits are here before a short row's attention is through, if they are asked for in time; more
+  // of them would hold up its keys.
+  attention.next_starts_first =
+      count == 1 && max_splits == 1 && cuda::form_bits(output.front().matrix.form) == 4;
   attention.order = attention_order(output, count);
   attention.out = attended(attention.order);
   attention.out_stride = cuda_row_stride(config_.q_size());

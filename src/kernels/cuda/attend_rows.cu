@@ -168,12 +168,15 @@ __global__ void __launch_bounds__(kThreads)
 
   const int warp = threadIdx.x / kWarp;
   const int of_warp = warp_bytes<dim, bits, depth>(shape.heads_a_block);
-  auto* queries = shared_memory;
-  std::byte* memory = reinterpret_cast<std::byte*>(shared_memory) + kQueryBytes<dim>;
+  uint32_t queries = shared_address(shared_memory);
+  settle(queries);
+  const uint32_t memory = queries + kQueryBytes<dim>;
   Tiles<dim, bits, depth> tiles(a, part, memory + warp * of_warp);
+  if (a.next_starts_first) let_next_start();
   tiles.begin(info.older);
-  let_next_start();  // its weights come meanwhile; it waits for this kernel's end
-  const int splits = divide_small(length - 1, __fdividef(1, static_cast<float>(per_split))) + 1;
+  if (!a.next_starts_first) let_next_start();  // its weights come meanwhile; it waits for this kernel's end
+  int splits = divide_small(length - 1, __fdividef(1, static_cast<float>(per_split))) + 1;
+  settle(splits);
   const auto leave = [&](int head, int d, const float4& sum, float maximum, float denominator) {
     const int q_head = part.first_head + head;
     if (splits == 1) {

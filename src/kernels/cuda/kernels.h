@@ -94,7 +94,7 @@ struct ProductArgs {
   int64_t y_stride = 0;
   int split = 1;  // kStore: parts of the columns, summed by the reader
   // Of one row, with dependent launch: the next kernel is let in while this one still waits, so that its
-  // weights come meanwhile; and this kernel was let in so early that it has time to fetch gently (and, in
+  // weights, keys or values come meanwhile; and this kernel was let in so early that it has time to fetch gently (and, in
   // fp16, lets the next one in late: it would take bandwidth that this one needs).
   bool next_starts_early = false;
   bool starts_early = false;
@@ -122,6 +122,8 @@ struct RowAttentionArgs {
   KvCache cache;
   const float* q = nullptr;  // [rows][q_heads * head_dim], rotated and scaled
   int max_splits = 1;        // at least every row's split_count(position + 1)
+  // With dependent launch, the next kernel is let in before keys and values are asked for instead of behind.
+  bool next_starts_first = false;
   uint16_t* out = nullptr;   // fp16, rows out_stride long
   int64_t out_stride = 0;
   XOrder order = XOrder::kRows;   // of out

@@ -7,8 +7,6 @@
 // value_dim().
 #pragma once
 
-#include <type_traits>
-
 #include "kernels/cuda/matrices.cuh"
 #include "kernels/cuda/unpack.cuh"
 
@@ -37,9 +35,9 @@ struct KvTile {
     return row * kRowBytes + ((piece ^ (row & kFlipped)) * 16);
   }
   // Where this lane's piece of the first rows goes, and that of the i-th ones.
-  static __device__ __forceinline__ uint32_t own_place(const std::byte* tile) {
+  static __device__ __forceinline__ uint32_t own_place(uint32_t tile) {
     const int lane = threadIdx.x % kWarp;
-    return shared_address(tile) + place(lane / kPieces, lane % kPieces);
+    return tile + place(lane / kPieces, lane % kPieces);
   }
   static __device__ __forceinline__ uint32_t own_place(uint32_t own, int i) {
     constexpr int kAtOnce = kWarp / kPieces;
@@ -52,7 +50,7 @@ struct KvTile {
   // Starts the copies of the first `end` rows and of all scales. `rows` and `scales` are those of the tile in
   // its page.
   static __device__ __forceinline__ void copy(const std::byte* rows, const std::byte* scales, int end,
-                                              std::byte* out) {
+                                              uint32_t out) {
     const int lane = threadIdx.x % kWarp;
     const uint32_t own = own_place(out);
     const std::byte* from = rows + lane * 16;
@@ -64,7 +62,7 @@ struct KvTile {
 #pragma unroll 1
       for (int i = 0; i * kRows + lane / kPieces < end; ++i) copy_rows(i);
     }
-    if (bits == 8 && lane < 2) copy_16(shared_address(out) + kScales + lane * 16, scales + lane * 16);
+    if (bits == 8 && lane < 2) copy_16(out + kScales + lane * 16, scales + lane * 16);
   }
   // The same in two steps, where there are no copies that go on by themselves: into registers, and from
   // there.
@@ -82,28 +80,29 @@ struct KvTile {
     }
     if (bits == 8 && lane < 2) pieces.scales = __ldcg(reinterpret_cast<const uint4*>(scales + lane * 16));
   }
-  static __device__ __forceinline__ void store(const Pieces& pieces, int end, std::byte* out) {
+  static __device__ __forceinline__ void store(const Pieces& pieces, int end, uint32_t out) {
     const int lane = threadIdx.x % kWarp;
     const uint32_t own = own_place(out);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       if (i * kRows + lane / kPieces < end) store_16(own_place(own, i), pieces.rows[i]);
     }
-    if (bits == 8 && lane < 2) store_16(shared_address(out) + kScales + lane * 16, pieces.scales);
+    if (bits == 8 && lane < 2) store_16(out + kScales + lane * 16, pieces.scales);
   }
   // Zeroes the rows from `end` on: values must not be infinite where their weight is zero.
-  static __device__ __forceinline__ void clear(int end, std::byte* out) {
+  static __device__ __forceinline__ void clear(int end, uint32_t out) {
     for (int i = end * kPieces + static_cast<int>(threadIdx.x) % kWarp; i < kTileKeys * kPieces; i += kWarp)
-      reinterpret_cast<uint4*>(out)[place(i / kPieces, i % kPieces) / 16] = {};
+      store_16(out + place(i / kPieces, i % kPieces), {});
   }
-  static __device__ __forceinline__ float scale(const std::byte* tile, int row) {
+  static __device__ __forceinline__ float scale(uint32_t tile, int row) {
     if constexpr (bits == 16) return 1;
-    return __half2float(reinterpret_cast<const __half*>(tile + kScales)[row]);
+    return __half2float(
+        __ushort_as_half(static_cast<unsigned short>(load_shared_u16(tile + kScales + row * 2))));
   }
 
   // The first of the two neighbouring dimensions of a query that lane t holds for a step of 16, in the low
   // (half = 0) and the high columns of the step.
-  static __device__ __forceinline__ int query_dim(int step, int t, int half) {
+  static __device__ __forceinline__ constexpr int query_dim(int step, int t, int half) {
     return bits == 16 ? step * 16 + half * 8 + 2 * t : dim / 4 * t + step * 4 + 2 * half;
   }
   // The dimension of column c of the n-th eight of a sum of values.
@@ -114,8 +113,7 @@ struct KvTile {
   // scores[.][n][0, 1] += queries * keys 8 n + 2 t and the next, of row g of the queries; [2, 3] of row g
   // + 8. Even and odd steps apart, so that they need not wait for each other. `queries` [dim / 16][32] are
   // the left operand, lane by lane.
-  static __device__ __forceinline__ void score(const std::byte* keys, const uint4* queries,
-                                               float (&scores)[2][2][4]) {
+  static __device__ __forceinline__ void score(uint32_t keys, uint32_t queries, float (&scores)[2][2][4]) {
     const int lane = threadIdx.x % kWarp;
     uint32_t words[2][dim / 16];  // of 8 bits: this lane's codes of its two keys
     if constexpr (bits == 8) {
@@ -124,16 +122,16 @@ struct KvTile {
 #pragma unroll
         for (int i = 0; i < dim / 64; ++i) {
           const int piece = lane % 4 * (dim / 64) + i;
-          const uint4 v = *reinterpret_cast<const uint4*>(keys + place(n * 8 + lane / 4, piece));
+          const uint4 v = load_shared(keys + place(n * 8 + lane / 4, piece));
 #pragma unroll
           for (int j = 0; j < 4; ++j) words[n][i * 4 + j] = word_of(v, j) ^ 0x80808080U;
         }
       }
     }
-    const uint32_t own = shared_address(keys) + place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    const uint32_t own = keys + place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int step = 0; step < dim / 16; ++step) {
-      const uint4 q = queries[step * kWarp + lane];
+      const uint4 q = load_shared(queries + (step * kWarp + lane) * 16);
       const uint32_t a[4] = {q.x, q.y, q.z, q.w};
       uint32_t b[4];
       if constexpr (bits == 16) {
@@ -150,11 +148,11 @@ struct KvTile {
   }
 
   // sums += weights * values; `weights` are the left operand, its columns the keys.
-  static __device__ __forceinline__ void add(const std::byte* values, const uint32_t (&weights)[4],
+  static __device__ __forceinline__ void add(uint32_t values, const uint32_t (&weights)[4],
                                              float (&sums)[dim / 8][4]) {
     const int lane = threadIdx.x % kWarp;
     if constexpr (bits == 16) {
-      const uint32_t own = shared_address(values) + place(lane % 16, lane / 16);
+      const uint32_t own = values + place(lane % 16, lane / 16);
 #pragma unroll
       for (int n = 0; n < dim / 8; n += 2) {
         uint32_t b[4];
@@ -167,18 +165,20 @@ struct KvTile {
     } else {
       // Codes of keys 2 t, 2 t + 1, and those eight beyond: eight or sixteen dimensions of each.
       constexpr int kWords = dim / 32;
-      using Codes = std::conditional_t<dim == 128, uint4, uint2>;
       uint32_t code[4][kWords];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int byte = lane / 4 * (dim / 8);
         const int row = lane % 4 * 2 + i / 2 * 8 + i % 2;
-        const Codes v = *reinterpret_cast<const Codes*>(values + place(row, byte / 16) + byte % 16);
-        code[i][0] = v.x ^ 0x80808080U;
-        code[i][1] = v.y ^ 0x80808080U;
+        const uint32_t at = values + place(row, byte / 16) + byte % 16;
         if constexpr (dim == 128) {
-          code[i][2] = v.z ^ 0x80808080U;
-          code[i][3] = v.w ^ 0x80808080U;
+          const uint4 v = load_shared(at);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) code[i][j] = word_of(v, j) ^ 0x80808080U;
+        } else {
+          const uint2 v = load_shared_8(at);
+          code[i][0] = v.x ^ 0x80808080U;
+          code[i][1] = v.y ^ 0x80808080U;
         }
       }
 #pragma unroll

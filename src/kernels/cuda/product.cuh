@@ -229,6 +229,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
   // holds: if it had all that fits its own by the time that this one ends, the memory would rest until it
   // begins.
   const bool lets_in_late = NT == 0 && form == MatrixForm::kF16 && a.starts_early;
+  // What follows a product that stores its sums has so many weights that they are asked for before its own.
+  const bool lets_in_first =
+      NT == 0 && a.next_starts_early && output == static_cast<int>(ProductOutput::kStore);
+  if (lets_in_first) let_next_start();
   if (working) {
     // Code that runs once is dear: it has to come from the second-level cache. Registers need names, though.
 #pragma unroll(WarpRing::kPlaces)
@@ -238,7 +242,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
       fetch.next(ring, i);
     }
   }
-  if (NT == 0 && a.next_starts_early) let_next_start();
+  if (NT == 0 && a.next_starts_early && !lets_in_first) let_next_start();
 
   RowState state;
   Activations x;

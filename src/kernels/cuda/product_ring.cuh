@@ -41,20 +41,6 @@ __device__ __forceinline__ void copy_once(uint32_t to, const void* from, uint64_
                : "memory");
 #endif
 }
-__device__ __forceinline__ uint4 load_shared(uint32_t from) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(from)
-               : "memory");
-  return v;
-}
-__device__ __forceinline__ uint32_t load_shared_u16(uint32_t from) {
-  uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(from) : "memory");
-  return v;
-}
-
 // `depth` stages of shared memory, or `places` of registers.
 template <bool scaled, int depth, int places>
 class Ring {

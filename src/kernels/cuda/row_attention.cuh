@@ -48,25 +48,32 @@ __device__ __forceinline__ void split_half(float x, float y, uint32_t& high, uin
 template <int dim, int bits>
 class Queries {
  public:
+  // Before the wait.
   __device__ __forceinline__ explicit Queries(const Part& part) {
     const int step = threadIdx.x / kWarp;
     const int head = threadIdx.x % kWarp / 4;
-    if (step >= dim / 16 || head >= part.heads) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      pairs_[half] = __ldcg(reinterpret_cast<const float2*>(
-          part.q + head * dim + KvTile<dim, bits>::query_dim(step, threadIdx.x % 4, half)));
+    if (step < dim / 16 && head < part.heads)
+      from_ = part.q + head * dim + KvTile<dim, bits>::query_dim(step, threadIdx.x % 4, 0);
+    settle(from_);
   }
-  __device__ __forceinline__ void store(uint4* queries) const {
+  // After it.
+  __device__ __forceinline__ void bring() {
+    if (from_ == nullptr) return;
+    constexpr int kHigh = KvTile<dim, bits>::query_dim(0, 0, 1);
+    pairs_[0] = __ldcg(reinterpret_cast<const float2*>(from_));
+    pairs_[1] = __ldcg(reinterpret_cast<const float2*>(from_ + kHigh));
+  }
+  __device__ __forceinline__ void store(uint32_t queries) const {
     static_assert(kWarps >= dim / 16);
     if (threadIdx.x >= dim / 16 * kWarp) return;
     uint4 out;
     split_half(pairs_[0].x, pairs_[0].y, out.x, out.y);
     split_half(pairs_[1].x, pairs_[1].y, out.z, out.w);
-    queries[threadIdx.x] = out;
+    store_16(queries + threadIdx.x * 16, out);
   }
 
  private:
+  const float* from_ = nullptr;
   float2 pairs_[2] = {};
 };
 
@@ -126,14 +133,14 @@ struct Running {
 // Adds a tile, which counts from the part's first key.
 template <int dim, int bits, int depth>
 __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& part,
-                                         const AttentionShared& shared, const uint4* queries, int tile,
+                                         const AttentionShared& shared, uint32_t queries, int tile,
                                          Tiles<dim, bits, depth>& tiles, Running<dim>& running) {
   using Tile = KvTile<dim, bits>;
   const int lane = threadIdx.x % kWarp;
   const int keys = tiles.count(tile);
   float products[2][2][4] = {};  // of even and odd steps
   float scores[2][2];
-  const std::byte* k = tiles.arrived(tile, 0);
+  const uint32_t k = tiles.arrived(tile, 0);
   Tile::score(k, queries, products);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -164,7 +171,7 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
     }
   }
   running.maximum = maximum;
-  const std::byte* v = tiles.arrived(tile, 1);
+  const uint32_t v = tiles.arrived(tile, 1);
   uint32_t weights[4];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
@@ -186,7 +193,7 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
 // The warp's sums and softmax to shared memory.
 template <int dim, int bits>
 __device__ __forceinline__ void leave_sums(const Part& part, const Running<dim>& running, float2* softmax,
-                                           float* sums) {
+                                           uint32_t sums) {
   const int lane = threadIdx.x % kWarp;
   const int head = lane / 4;
   float denominator = running.denominator;
@@ -194,17 +201,17 @@ __device__ __forceinline__ void leave_sums(const Part& part, const Running<dim>&
   denominator += __shfl_xor_sync(kFullMask, denominator, 2);
   if (head >= part.heads) return;
   if (lane % 4 == 0) softmax[head] = {running.maximum, denominator};
-  float* out = sums + head * (dim + 8);
+  const uint32_t out = sums + head * (dim + 8) * sizeof(float);
 #pragma unroll
   for (int n = 0; n < dim / 8; ++n) {
     constexpr float back = 1 / kWeightScale<bits>;
     const float2 sum = {(running.sums[n][0] + running.sums[n][2]) * back,
                         (running.sums[n][1] + running.sums[n][3]) * back};
     if constexpr (bits == 16) {
-      *reinterpret_cast<float2*>(out + n * 8 + lane % 4 * 2) = sum;
+      store_8(out + (n * 8 + lane % 4 * 2) * 4, {__float_as_uint(sum.x), __float_as_uint(sum.y)});
     } else {
-      out[KvTile<dim, bits>::value_dim(n, lane % 4 * 2)] = sum.x;
-      out[KvTile<dim, bits>::value_dim(n, lane % 4 * 2 + 1)] = sum.y;
+      store_4(out + KvTile<dim, bits>::value_dim(n, lane % 4 * 2) * 4, __float_as_uint(sum.x));
+      store_4(out + KvTile<dim, bits>::value_dim(n, lane % 4 * 2 + 1) * 4, __float_as_uint(sum.y));
     }
   }
 }
@@ -212,8 +219,8 @@ __device__ __forceinline__ void leave_sums(const Part& part, const Running<dim>&
 // Merges the warps, four dimensions a thread: leave(head of the block, the first of them, weighted sums of
 // values, maximum, denominator).
 template <int dim, class Leave>
-__device__ __forceinline__ void merge_warps(const Part& part, const AttentionShared& shared,
-                                            const std::byte* memory, int of_warp, const Leave& leave) {
+__device__ __forceinline__ void merge_warps(const Part& part, const AttentionShared& shared, uint32_t memory,
+                                            int of_warp, const Leave& leave) {
   constexpr int kLanes = dim / 4;  // of a head
   static_assert(kHeads * kLanes <= kThreads && kWarps == 8);
   const int lane = threadIdx.x % kWarp;
@@ -221,13 +228,10 @@ __device__ __forceinline__ void merge_warps(const Part& part, const AttentionSha
   if (threadIdx.x / kWarp * (kWarp / kLanes) >= part.heads) return;
   const int d = threadIdx.x % kLanes * 4;
   const int active = min(kWarps, (part.keys + kTileKeys - 1) / kTileKeys);
-  float4 v[kWarps];
+  float4 v[kWarps];  // of warps without keys anything
+  const uint32_t sums = memory + (min(head, part.heads - 1) * (dim + 8) + d) * sizeof(float);
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    const auto* sums =
-        reinterpret_cast<const float*>(memory + w * of_warp) + min(head, part.heads - 1) * (dim + 8);
-    if (w < active) v[w] = *reinterpret_cast<const float4*>(sums + d);
-  }
+  for (int w = 0; w < kWarps; ++w) v[w] = load_shared_floats(sums + w * of_warp);
   // A lane of eight for each warp of the block.
   const int w = lane % kWarps;
   const float2 own = w < active ? shared.softmax[w][min(head, part.heads - 1)] : float2{-INFINITY, 0};
@@ -259,11 +263,12 @@ __device__ __forceinline__ uint2 to_half(const float4& v, float scale) {
 // `queries` has kQueryBytes. Waits for the previous kernel.
 template <int dim, int bits, int depth, class Leave>
 __device__ __forceinline__ void attend_part(const RowAttentionArgs& a, const Part& part,
-                                            Tiles<dim, bits, depth>& tiles, uint4* queries, std::byte* memory,
+                                            Tiles<dim, bits, depth>& tiles, uint32_t queries, uint32_t memory,
                                             int of_warp, AttentionShared& shared, const Leave& leave) {
   const int warp = threadIdx.x / kWarp;
+  Queries<dim, bits> brought(part);
   wait_for_previous();
-  const Queries<dim, bits> brought(part);
+  brought.bring();
   tiles.go_on();
   brought.store(queries);
   if (a.cache.key_bias.pairs > 0) stage_bias<dim>(a, part, shared.q_bias);
@@ -274,8 +279,7 @@ __device__ __forceinline__ void attend_part(const RowAttentionArgs& a, const Par
   for (int tile = warp; tile < count; tile += kWarps)
     add_tile<dim, bits, depth>(a, part, shared, queries, tile, tiles, running);
   __syncwarp();
-  leave_sums<dim, bits>(part, running, shared.softmax[warp],
-                        reinterpret_cast<float*>(memory + warp * of_warp));
+  leave_sums<dim, bits>(part, running, shared.softmax[warp], memory + warp * of_warp);
   __syncthreads();
   merge_warps<dim>(part, shared, memory, of_warp, leave);
 }

@@ -28,7 +28,7 @@ class Tiles {
  public:
   using Tile = KvTile<dim, bits>;
 
-  __device__ __forceinline__ Tiles(const RowAttentionArgs& a, const Part& part, std::byte* memory)
+  __device__ __forceinline__ Tiles(const RowAttentionArgs& a, const Part& part, uint32_t memory)
       : part_(part),
         memory_(memory),
         data_(a.cache.data + part.kv_head * kPageBytes),
@@ -42,7 +42,7 @@ class Tiles {
   __device__ __forceinline__ void begin(int older) { start_all(older - part_.first_key); }
   __device__ __forceinline__ void go_on() { start_all(part_.keys); }
   // Keys (what = 0) or values (1) of a tile, when they are there.
-  __device__ __forceinline__ const std::byte* arrived(int tile, int what) {
+  __device__ __forceinline__ uint32_t arrived(int tile, int what) {
     if constexpr (!kAsync) Tile::store(pieces_, count(tile), place(tile, what));
     wait_copies<kStarts - 1>();
     if (what == 1 && count(tile) < kTileKeys) Tile::clear(count(tile), place(tile, 1));
@@ -63,7 +63,7 @@ class Tiles {
   static constexpr int kStarts = depth > 0 ? 2 * depth : 1;  // of keys or values, ahead
 
   static __device__ __forceinline__ int first() { return threadIdx.x / kWarp; }
-  [[nodiscard]] __device__ __forceinline__ std::byte* place(int tile, int what) const {
+  [[nodiscard]] __device__ __forceinline__ uint32_t place(int tile, int what) const {
     return memory_ + (depth == 0 ? 0 : tile / kWarps % kStages * 2 + what) * Tile::kBytes;
   }
   // A part begins with a page.
@@ -97,7 +97,7 @@ class Tiles {
   }
 
   const Part& part_;
-  std::byte* memory_;
+  uint32_t memory_;
   const std::byte* data_;  // of the KV head in page 0
   uint32_t page_stride_;
   uint32_t page_;
