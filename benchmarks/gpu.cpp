@@ -171,7 +171,7 @@ class Bench {
     a.out_rows = n;
     a.y = out_;
     a.y_stride = output == cuda::ProductOutput::kSwiglu ? n / 2 : n;
-    a.row_max = words_ + 64;
+    a.row_max = m.shape.form == MatrixForm::kF16 ? words_ + 64 : nullptr;
     a.split = output != cuda::ProductOutput::kStore || n > 10000 ? 1 : kSplit;
     a.next_starts_early =
         kind == 0 || (output == cuda::ProductOutput::kQkv && m.shape.form == MatrixForm::kF16);

@@ -86,6 +86,7 @@ class CudaBackend final : public Backend {
   [[nodiscard]] uint16_t* attended(cuda::XOrder order) const;
   [[nodiscard]] cuda::RowAttentionArgs row_attention(int layer, int count, int max_splits) const;
   [[nodiscard]] cuda::ProductArgs output_product(int layer, int count) const;
+  [[nodiscard]] uint32_t* products_max(int layer) const;
   [[nodiscard]] cuda::ProductArgs gate_up_product(int layer, int count, int& current) const;
   [[nodiscard]] cuda::ProductArgs down_product(int layer, int count) const;
   [[nodiscard]] cuda::ProductArgs head_product(int count, int parts, int& current) const;

@@ -203,6 +203,12 @@ ProductArgs CudaBackend::output_product(int layer, int count) const {
   return output;
 }
 
+// The largest products of gate and up, of each row: fp16 asks for them, digits hold any float.
+uint32_t* CudaBackend::products_max(int layer) const {
+  const CudaMatrix& down = weights_.layers[static_cast<size_t>(layer)].down;
+  return x_order(down) == cuda::XOrder::kDigits ? nullptr : w_.row_max + layer * cuda::kMaxRows;
+}
+
 ProductArgs CudaBackend::gate_up_product(int layer, int count, int& current) const {
   const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
   ProductArgs gate_up;
@@ -212,7 +218,7 @@ ProductArgs CudaBackend::gate_up_product(int layer, int count, int& current) con
   gate_up.starts_early = true;
   gate_up.y = w_.products;
   gate_up.y_stride = config_.intermediate_size;
-  gate_up.row_max = w_.row_max + layer * cuda::kMaxRows;
+  gate_up.row_max = products_max(layer);
   return gate_up;
 }
 
@@ -220,7 +226,7 @@ ProductArgs CudaBackend::down_product(int layer, int count) const {
   const CudaMatrix& matrix = weights_.layers[static_cast<size_t>(layer)].down;
   ProductArgs down;
   down.rows = count;
-  down.input.row_max = w_.row_max + layer * cuda::kMaxRows;
+  down.input.row_max = products_max(layer);
   if (stages_plain(matrix.front().matrix, count)) {
     down.input.values = w_.products;
   } else {
@@ -229,8 +235,6 @@ ProductArgs CudaBackend::down_product(int layer, int count) const {
     arrange.cols = static_cast<int>(config_.intermediate_size);
     arrange.values = w_.products;
     arrange.out = {w_.x, cuda_row_stride(config_.intermediate_size), x_order(matrix), w_.x_scales};
-    // Digits hold any float.
-    if (arrange.out.order == cuda::XOrder::kDigits) down.input.row_max = nullptr;
     arrange.row_max = down.input.row_max;
     cuda::arrange(arrange, stream_);
     take_rows(arrange.out, down.input);

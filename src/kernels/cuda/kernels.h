@@ -98,7 +98,7 @@ struct ProductArgs {
   // fp16, lets the next one in late: it would take bandwidth that this one needs).
   bool next_starts_early = false;
   bool starts_early = false;
-  uint32_t* row_max = nullptr;    // kSwiglu: zeroed by the caller
+  uint32_t* row_max = nullptr;    // kSwiglu: zeroed by the caller; null: nobody asks, as digits hold any float
   const Row* row_info = nullptr;  // kQkv
   HeadShape heads;
   KvCache cache;

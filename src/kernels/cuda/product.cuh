@@ -163,7 +163,7 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
                                                     __fmul_rn(high[i], factors[m]), qkv));
       }
     }
-    if (writes<output>(a, ProductOutput::kSwiglu)) {
+    if (writes<output>(a, ProductOutput::kSwiglu) && a.row_max != nullptr) {
 #pragma unroll
       for (int o = 8 / each / 2; o > 0; o /= 2)
         largest = fmaxf(largest, __shfl_xor_sync(kFullMask, largest, o));
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
     if (lets_in_late && left == depth && warp == 0) let_next_start();
   };
   multiply_tiles<form, NT, fine>(w, walk, ring, fetch, x, finish, asked_for);
-  if (writes<output>(a, ProductOutput::kSwiglu)) {
+  if (writes<output>(a, ProductOutput::kSwiglu) && a.row_max != nullptr) {
     if constexpr (NT == 0) {
       state.largest = warp_max(state.largest);
       if (threadIdx.x % kWarp == 0) atomicMax(block_max, __float_as_uint(state.largest));

@@ -66,9 +66,9 @@ __device__ unsigned long long block_largest(unsigned long long v, unsigned long 
 
 __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_constant__ SampleArgs a) {
   __shared__ unsigned long long scratch[kGreedyThreads / kWarp];
+  const SampleRow row = a.rows[blockIdx.y];  // came before the step
   wait_for_previous();
   let_next_start();
-  const SampleRow row = a.rows[blockIdx.y];
   if (row.temperature != 0 || (row.in_step != 0) != a.in_step) return;
   const float* logits = a.logits + row.logits_row * a.stride;
   unsigned long long best = 0;
