@@ -253,7 +253,10 @@ TEST(GpuProduct, EveryFormGroupAndNumberOfRows) {
 // Every number of rows gives each row the same bits, whatever the tiles that a block takes.
 TEST(GpuProduct, ManyRowsGiveWhatFewGive) {
   using enum MatrixForm;
+  // The longest ones have more tiles for a team than are added up at once.
   for (const auto& [form, group, n, k, split] : {std::tuple{kF16, 0, 17300, 224, 1},
+                                                 {kF16, 0, 40000, 64, 1},
+                                                 {kInt8, 128, 40000, 128, 1},
                                                  {kF16, 0, 2030, 416, 1},
                                                  {kF16, 0, 1570, 1568, 4},
                                                  {kInt8, 224, 17300, 224, 1},

@@ -179,6 +179,7 @@ constexpr int kGently = 2;
 // the columns, and all that a warp wants of a tile of 1536 columns where a block has one tile (more than
 // kFewPlaces: on Turing such a kernel has the registers of a whole multiprocessor).
 constexpr int kDeep = 9;
+constexpr int kDeepFourBits = 7;
 constexpr int kShallow = 6;
 constexpr int whole_depth(MatrixForm form) {
   return std::max(1536 / chunk_columns(form) / kSplitWarps, kFewPlaces + 1);
@@ -196,7 +197,7 @@ struct ProductShape {
 template <int NT>
 constexpr int register_places(int depth) {
   if (NT > 0) return kFewPlaces;
-  return depth == kDeep ? kShallow : depth;
+  return depth == kDeep || depth == kDeepFourBits ? kShallow : depth;
 }
 
 template <MatrixForm form, int NT, bool fine, int output, int depth>
@@ -375,17 +376,18 @@ void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream)
     if (run_product<form, 0, fine, o, shallow>(a, teams, multiprocessors, false, stream)) return;
     run_product<form, 0, fine, o, shallow>(a, 1, multiprocessors, true, stream);
   };
+  constexpr int deep = form_bits(form) == 4 ? kDeepFourBits : kDeep;
   switch (a.output) {
     case ProductOutput::kQkv:
       return run.template
       operator()<ProductOutput::kQkv, whole_depth(form), std::min(whole_depth(form), kShallow)>();
     case ProductOutput::kSwiglu:
-      return run.template operator()<ProductOutput::kSwiglu, kDeep, kShallow>();
+      return run.template operator()<ProductOutput::kSwiglu, deep, kShallow>();
     case ProductOutput::kStore:
       // A part of a 4-bit matrix has few chunks for a warp.
       constexpr int depth = form_bits(form) == 4 ? 4 : kShallow;
       if (a.split > 1) return run.template operator()<ProductOutput::kStore, depth, depth>();
-      return run.template operator()<ProductOutput::kStore, kDeep, kShallow>();
+      return run.template operator()<ProductOutput::kStore, deep, kShallow>();
   }
 }
 
