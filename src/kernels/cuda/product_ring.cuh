@@ -61,6 +61,8 @@ class Ring {
     if constexpr (kAsync) {
       copy_once(at_, codes, policy_);
       copy_once(at_ + kStageCodes / 2, codes + high_row, policy_);
+      // Other lanes have read the scales that these replace: a step of the tensor cores, which is one for the
+      // warp, lies between. A __syncwarp() here costs a twelfth of the kernel's code.
       if (scaled && lane() < 2) copy_once(scales_, scales, policy_);
     } else {
       LaneChunk& slot = slots_[place];
