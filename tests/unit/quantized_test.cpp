@@ -248,8 +248,9 @@ TEST_P(QuantizedTest, EightBitActivationsKeepOutliers) {
         }
       }
       // A level is a 127th of a chunk's largest, about 2.5: its rounding is 0.6 % of an element. Few products
-      // scatter.
-      EXPECT_LT(std::sqrt(error / norm), c.rows * m < 16 ? 0.05 : 0.02) << name(c) << ", " << m << " rows";
+      // scatter, and all products of one row of activations as one, since they share its rounding.
+      EXPECT_LT(std::sqrt(error / norm), m == 1 || c.rows * m < 16 ? 0.05 : 0.02)
+          << name(c) << ", " << m << " rows";
     }
   }
 }
@@ -318,7 +319,9 @@ TEST_P(QuantizedTest, ActivationsRoundToTheNearestLevel) {
         const float scale = scales[static_cast<size_t>(k / chunk)];
         const auto code = codes[static_cast<size_t>(k)];
         EXPECT_LE(std::abs(code), levels);
-        EXPECT_NEAR(scale * static_cast<float>(code), x[static_cast<size_t>(k)], scale * 0.502F);
+        // Half a level, and what floats of this size are off in their last bits.
+        const float off = scale * (0.501F + 2e-7F * static_cast<float>(std::abs(code)));
+        EXPECT_NEAR(scale * static_cast<float>(code), x[static_cast<size_t>(k)], off);
       }
       for (int64_t begin = 0; begin < cols; begin += chunk) {
         const auto end = std::min(begin + chunk, cols);
