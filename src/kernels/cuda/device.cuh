@@ -85,14 +85,6 @@ constexpr bool kAsync = true;
 #else
 constexpr bool kAsync = false;
 #endif
-// 4 or 8 bytes of one.
-template <int bytes>
-__device__ __forceinline__ void copy_small(void* to, const void* from) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(bytes)
-               : "memory");
-#endif
-}
 __device__ __forceinline__ uint4 load_shared(uint32_t from) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"

@@ -94,11 +94,11 @@ struct ProductArgs {
   int64_t y_stride = 0;
   int split = 1;  // kStore: parts of the columns, summed by the reader
   // Of one row, with dependent launch: the next kernel is let in while this one still waits, so that its
-  // weights, keys or values come meanwhile; and this kernel was let in so early that it has time to fetch gently (and, in
-  // fp16, lets the next one in late: it would take bandwidth that this one needs).
+  // weights, keys or values come meanwhile; and this kernel was let in so early that it has time to fetch
+  // gently (and, in fp16, lets the next one in late: it would take bandwidth that this one needs).
   bool next_starts_early = false;
   bool starts_early = false;
-  uint32_t* row_max = nullptr;    // kSwiglu: zeroed by the caller; null: nobody asks, as digits hold any float
+  uint32_t* row_max = nullptr;  // kSwiglu: zeroed by the caller; null: nobody asks, as digits hold any float
   const Row* row_info = nullptr;  // kQkv
   HeadShape heads;
   KvCache cache;
@@ -124,7 +124,7 @@ struct RowAttentionArgs {
   int max_splits = 1;        // at least every row's split_count(position + 1)
   // With dependent launch, the next kernel is let in before keys and values are asked for instead of behind.
   bool next_starts_first = false;
-  uint16_t* out = nullptr;   // fp16, rows out_stride long
+  uint16_t* out = nullptr;  // fp16, rows out_stride long
   int64_t out_stride = 0;
   XOrder order = XOrder::kRows;   // of out
   float* part_sums = nullptr;     // [rows][q_heads][kMaxSplits][head_dim]

@@ -30,6 +30,9 @@ struct KvTile {
   static constexpr int kBytes =
       (kScales + (bits == 8 ? kTileKeys * 2 : 0) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
 
+  static constexpr int kRows = kWarp / kPieces;  // that a warp brings at once
+  static constexpr int kLoads = kTileKeys / kRows;
+
   static constexpr int kFlipped = 7 & (kPieces - 1);
   static __device__ __forceinline__ int place(int row, int piece) {
     return row * kRowBytes + ((piece ^ (row & kFlipped)) * 16);
@@ -40,12 +43,8 @@ struct KvTile {
     return tile + place(lane / kPieces, lane % kPieces);
   }
   static __device__ __forceinline__ uint32_t own_place(uint32_t own, int i) {
-    constexpr int kAtOnce = kWarp / kPieces;
-    return (own ^ (i * kAtOnce & kFlipped) * 16) + i * kAtOnce * kRowBytes;
+    return (own ^ (i * kRows & kFlipped) * 16) + i * kRows * kRowBytes;
   }
-
-  static constexpr int kRows = kWarp / kPieces;  // that a warp brings at once
-  static constexpr int kLoads = kTileKeys / kRows;
 
   // Starts the copies of the first `end` rows and of all scales. `rows` and `scales` are those of the tile in
   // its page.

@@ -1,4 +1,4 @@
-// Kernels that work on rows of activations: embedding, norms, conversions.
+// A step's inputs, and kernels that work on rows of activations: embedding, norms, other orders.
 #include <algorithm>
 
 #include "kernels/cuda/device.cuh"
