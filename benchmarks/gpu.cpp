@@ -84,8 +84,7 @@ Matrix make_matrix(MatrixForm form, int rows, int cols, int group) {
   m.shape.form = form;
   m.shape.rows = rows;
   m.shape.cols = cols;
-  const int chunk = cuda::chunk_columns(form);
-  m.shape.row_bytes = int64_t{(cols + chunk - 1) / chunk} * cuda::kChunkBytes;
+  m.shape.row_bytes = cuda::padded_row_bytes(form, cols);
   m.bytes = rows * m.shape.row_bytes;
   if (form != MatrixForm::kF16) {
     m.shape.group = group;

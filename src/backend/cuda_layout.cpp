@@ -31,7 +31,7 @@ DeviceMatrix place(const Format& format, int64_t rows, int64_t cols, CudaArena& 
   m.form = form_of(format);
   m.rows = static_cast<int>(round_up(rows, cuda::kTileRows));
   m.cols = static_cast<int>(cols);
-  m.row_bytes = round_up(cols, cuda::chunk_columns(m.form)) * cuda::form_bits(m.form) / 8;
+  m.row_bytes = cuda::padded_row_bytes(m.form, cols);
   m.codes = arena.take<uint8_t>(m.rows * m.row_bytes);
   if (!format) return m;
   m.group = static_cast<int>(format->group);

@@ -17,14 +17,15 @@ using cuda::MatrixForm;
 
 constexpr int64_t kRun = cuda::kTileRows / 2;  // neighbouring rows stay neighbours in runs of eight
 
-// Rows on their way to the card: each thread fills its own buffer and sends it run by run.
+// Rows on their way to the card: each thread fills its own buffer and sends it run by run. Behind its rows it
+// has room for their chunks in the order in which codes lie on the card.
 class RowUploader {
  public:
   static Result<RowUploader> create(int64_t row_bytes) {
     RowUploader uploader;
     uploader.row_bytes_ = row_bytes;
     QWEN2_TRY(uploader.buffer_,
-              PinnedBuffer::allocate(static_cast<size_t>(parallel_threads() * kRun * row_bytes),
+              PinnedBuffer::allocate(static_cast<size_t>(parallel_threads() * 2 * kRun * row_bytes),
                                      "a buffer for weights"));
     return uploader;
   }
@@ -36,9 +37,17 @@ class RowUploader {
   }
   // Sends the run that ends with `row`, whose first row is stored as `stored` of `matrix`.
   void send(const DeviceMatrix& matrix, int64_t stored, int64_t row) {
-    auto* target = const_cast<uint8_t*>(matrix.codes) + stored * row_bytes_;
-    const auto bytes = static_cast<size_t>((row % kRun + 1) * row_bytes_);
-    const cudaError_t error = cudaMemcpy(target, mine(), bytes, cudaMemcpyHostToDevice);
+    auto* target = const_cast<uint8_t*>(matrix.codes) + cuda::chunk_place(matrix, stored, 0);
+    const int64_t rows = row % kRun + 1;
+    cudaError_t error = cudaSuccess;
+    if (matrix.form == MatrixForm::kF16) {
+      error = cudaMemcpy(target, mine(), static_cast<size_t>(rows * row_bytes_), cudaMemcpyHostToDevice);
+    } else {
+      constexpr auto kPitch = static_cast<size_t>(kRun * cuda::kChunkBytes);
+      const auto width = static_cast<size_t>(rows * cuda::kChunkBytes);
+      error = cudaMemcpy2D(target, static_cast<size_t>(cuda::kTileRows * cuda::kChunkBytes), by_chunk(rows),
+                           kPitch, width, static_cast<size_t>(matrix.chunks()), cudaMemcpyHostToDevice);
+    }
     if (error != cudaSuccess) error_ = error;
   }
   [[nodiscard]] Status status() const { return cuda_status(error_, "sending weights"); }
@@ -58,7 +67,17 @@ class RowUploader {
  private:
   RowUploader() = default;
   [[nodiscard]] uint8_t* mine() const {
-    return reinterpret_cast<uint8_t*>(buffer_.data()) + parallel_thread() * kRun * row_bytes_;
+    return reinterpret_cast<uint8_t*>(buffer_.data()) + parallel_thread() * 2 * kRun * row_bytes_;
+  }
+  // The first rows of the buffer, chunk by chunk.
+  [[nodiscard]] const uint8_t* by_chunk(int64_t rows) const {
+    uint8_t* out = mine() + kRun * row_bytes_;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t at = 0; at < row_bytes_; at += cuda::kChunkBytes)
+        std::memcpy(out + at * kRun + row * cuda::kChunkBytes, mine() + row * row_bytes_ + at,
+                    cuda::kChunkBytes);
+    }
+    return out;
   }
 
   int64_t row_bytes_ = 0;

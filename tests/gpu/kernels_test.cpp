@@ -94,10 +94,10 @@ struct RandomMatrix {
     host.form = form;
     host.rows = static_cast<int>(round_up(rows, kTileRows));
     host.cols = cols;
-    host.row_bytes = round_up(cols, chunk_columns(form)) * form_bits(form) / 8;
+    host.row_bytes = padded_row_bytes(form, cols);
     codes.resize(static_cast<size_t>(host.rows * host.row_bytes));
-    for (int64_t n = 0; n < rows; ++n) fill_row(codes.data() + n * host.row_bytes);
     host.codes = codes.data();
+    for (int64_t n = 0; n < rows; ++n) fill_row(n);
     if (form != MatrixForm::kF16) fill_scales(group);
     if (permuted) {
       order.resize(static_cast<size_t>(cols));
@@ -109,17 +109,20 @@ struct RandomMatrix {
   }
 
  private:
-  void fill_row(uint8_t* row) const {
+  void fill_row(int64_t n) {
+    std::vector<uint8_t> row(static_cast<size_t>(host.row_bytes));
     for (int64_t k = 0; k < host.cols; ++k) {
       if (host.form == MatrixForm::kF16) {
         const uint16_t value = float_to_f16(test::normal(1, 0.05F)[0]);
-        std::memcpy(row + 2 * k, &value, 2);
+        std::memcpy(row.data() + 2 * k, &value, 2);
       } else {
         const bool eight = form_bits(host.form) == 8;
-        set_cuda_code(host.form, row, k,
+        set_cuda_code(host.form, row.data(), k,
                       static_cast<int>(eight ? test::uniform(-127, 127) : test::uniform(0, 15)));
       }
     }
+    for (int64_t chunk = 0; chunk < host.chunks(); ++chunk)
+      std::copy_n(row.data() + chunk * kChunkBytes, kChunkBytes, codes.data() + chunk_place(host, n, chunk));
   }
   void fill_scales(int group) {
     host.group = group;

@@ -1,10 +1,11 @@
 // How weights and the KV cache lie on the card; plain C++, so that memory is planned without CUDA.
 //
 // Weight matrices W [rows, cols], y = W x:
-// Rows lie one after the other, `row_bytes` apart (a multiple of 64). 64 bytes of a row are a chunk: 32
-// columns of fp16, 64 of 8-bit codes, 128 of 4-bit codes; what a chunk has beyond `cols` is zero, and so must
-// be the activations there. Lane t of four reads bytes [16 t, 16 t + 16) of a chunk, which hold what the
-// tensor cores want from it:
+// 64 bytes of a row are a chunk: 32 columns of fp16, 64 of 8-bit codes, 128 of 4-bit codes; what a chunk has
+// beyond `cols` is zero, and so must be the activations there. Rows of fp16 lie one after the other, as
+// cuBLASLt wants them. Codes lie by tile of 16 rows, then chunk, then row: what a warp takes at once is 1 KB
+// in one piece, which memory gives faster than 16 pieces. Lane t of four reads bytes [16 t, 16 t + 16) of a
+// chunk, which hold what the tensor cores want from it:
 //   fp16:   columns 8 t .. 8 t + 7
 //   8 bits: byte 4 j + i is column 16 j + 4 t + i
 //   4 bits: its low four bits are column 16 j + 4 t + i, its high ones column 64 + 16 j + 4 t + i
@@ -43,8 +44,8 @@ struct DeviceMatrix {
   MatrixForm form = MatrixForm::kF16;
   int rows = 0;  // that are stored: a multiple of 16
   int cols = 0;
-  int64_t row_bytes = 0;
-  int group = 0;  // columns that share a scale: a multiple of 16; of quantised forms
+  int64_t row_bytes = 0;  // see padded_row_bytes()
+  int group = 0;          // columns that share a scale: a multiple of 16; of quantised forms
   int groups = 0;
   const uint8_t* codes = nullptr;
   const void* scales = nullptr;    // [rows / 16][groups][16]: fp16, or float in the general forms
@@ -55,7 +56,21 @@ struct DeviceMatrix {
   [[nodiscard]] constexpr int tiles() const { return rows / kTileRows; }
 };
 
-// Byte and bit of column `col` in its row.
+// Bytes of a row: whole chunks, of fp16 in pairs.
+constexpr int64_t padded_row_bytes(MatrixForm form, int64_t cols) {
+  const int64_t bits = form == MatrixForm::kF16 ? 2 * kChunkBytes * 8 : kChunkBytes * 8;
+  return (cols * form_bits(form) + bits - 1) / bits * bits / 8;
+}
+// Where chunk `chunk` of row `row` lies among the codes.
+constexpr int64_t chunk_place(MatrixForm form, int64_t row_bytes, int64_t row, int64_t chunk) {
+  if (form == MatrixForm::kF16) return row * row_bytes + chunk * kChunkBytes;
+  return row / kTileRows * kTileRows * row_bytes + (chunk * kTileRows + row % kTileRows) * kChunkBytes;
+}
+constexpr int64_t chunk_place(const DeviceMatrix& w, int64_t row, int64_t chunk) {
+  return chunk_place(w.form, w.row_bytes, row, chunk);
+}
+
+// Byte and bit of column `col` in its row, as if its chunks were neighbours.
 struct CodePlace {
   int64_t byte;
   int shift;
@@ -66,6 +81,11 @@ constexpr CodePlace code_place(MatrixForm form, int64_t col) {
   const int64_t byte = in_half % 16 / 4 * 16 + in_half / 16 * 4 + in_half % 4;
   const int columns = chunk_columns(form);
   return {col / columns * kChunkBytes + byte, col % columns < 64 ? 0 : 4};
+}
+
+// The byte among all codes.
+constexpr int64_t byte_place(const DeviceMatrix& w, int64_t row, int64_t byte) {
+  return chunk_place(w, row, byte / kChunkBytes) + byte % kChunkBytes;
 }
 
 // The code of a symmetric form, from the byte that holds it.

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/product_output.cuh"
@@ -65,8 +66,8 @@ __device__ __forceinline__ float row_factor(const ProductInput& in, int m, int r
 
 // One row's tiles: when a team has the sums of kSplitWarps of them, or of its last ones, each warp adds up
 // those of one tile and stores them. `turn` counts a team's tiles.
-template <int output, bool digits>
-__device__ __forceinline__ void finish_row(const ProductArgs& a, const Walk& walk, int tile, int turn,
+template <class WarpRing, int output, bool digits, class WarpWalk>
+__device__ __forceinline__ void finish_row(const ProductArgs& a, const WarpWalk& walk, int tile, int turn,
                                            int in_team, const Sums<0>& sums, float* buffer, RowState& state) {
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -74,8 +75,8 @@ __device__ __forceinline__ void finish_row(const ProductArgs& a, const Walk& wal
   const int slot = turn % kSplitWarps;
   float* own = buffer + (turn / kSplitWarps % 2 * kMaxWarps + warp) * of_warp;
   if (lane % 4 == 0) {
-    own[slot * kTileRows + lane / 4] = sums[0][0];
-    own[slot * kTileRows + lane / 4 + 8] = sums[0][2];
+    own[slot * kTileRows + WarpRing::tile_row(lane / 4)] = sums[0][0];
+    own[slot * kTileRows + WarpRing::tile_row(lane / 4) + 8] = sums[0][2];
   }
   if (slot + 1 < kSplitWarps && turn + 1 < walk.tiles) return;
   // While other warps are waited for.
@@ -121,7 +122,7 @@ __device__ __forceinline__ void add_warps(const float* from, int of_warp, float 
 }
 
 // The same of several rows.
-template <int NT, int output>
+template <class WarpRing, int NT, int output>
 __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int turn, int team, int in_team,
                                             const Sums<NT>& sums, float* buffer, const float* factors,
                                             unsigned* block_max) {
@@ -144,7 +145,7 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
     for (int n = 0; n < R::columns / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        own[(n * 8 + lane % 4 * 2 + i % 2) * R::distance + lane / 4 + i / 2 * 8] =
+        own[(n * 8 + lane % 4 * 2 + i % 2) * R::distance + WarpRing::tile_row(lane / 4) + i / 2 * 8] =
             sums[pass * (R::columns / 8) + n][i];
     }
     team_barrier(team);
@@ -176,13 +177,12 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
 // Chunks on the way to a warp that fetches gently.
 constexpr int kGently = 2;
 // Stages of the rings of one row: as many as leave room for the kernels before and after, few for a part of
-// the columns, and all that a warp wants of a tile of 1536 columns where a block has one tile (more than
-// kFewPlaces: on Turing such a kernel has the registers of a whole multiprocessor).
+// the columns, and all that a warp wants of a tile of 1536 columns where a block has one tile.
 constexpr int kDeep = 9;
 constexpr int kDeepFourBits = 7;
 constexpr int kShallow = 6;
 constexpr int whole_depth(MatrixForm form) {
-  return std::max(1536 / chunk_columns(form) / kSplitWarps, kFewPlaces + 1);
+  return std::max(1536 / chunk_columns(form) / kSplitWarps, 4);
 }
 
 struct ProductShape {
@@ -193,16 +193,14 @@ struct ProductShape {
   int ring_offset;
 };
 
-// Places in registers instead: for one row as many as one block of a multiprocessor can have.
-template <int NT>
-constexpr int register_places(int depth) {
-  if (NT > 0) return kFewPlaces;
-  return depth == kDeep || depth == kDeepFourBits ? kShallow : depth;
-}
+// Chunks in registers instead: for one row as many as one block of a multiprocessor can have.
+template <MatrixForm form, int NT>
+constexpr int kRegisterChunks = NT == 0          ? 6
+                                : kInPairs(form) ? 4
+                                                 : 3;
 
 template <MatrixForm form, int NT, bool fine, int output, int depth>
-__global__ void __launch_bounds__(kMaxWarps* kWarp,
-                                  NT <= 1 && (kAsync || register_places<NT>(depth) == kFewPlaces) ? 2 : 1)
+__global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsync) ? 2 : 1)
     product_kernel(const __grid_constant__ ProductArgs a, const ProductShape shape) {
   extern __shared__ __align__(128) uint4 shared_memory[];
   __shared__ float factors[NT == 0 ? 1 : kMaxRows];
@@ -218,13 +216,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
   const int in_team = warp % kSplitWarps;
   const int part = static_cast<int>(blockIdx.y);
   // Warps beyond the teams help to norm.
-  const Walk walk(w, blockIdx.x * shape.teams + team, gridDim.x * shape.teams,
-                  team < shape.teams ? shape.rounds : 0, part, shape.chunks_a_part, in_team);
+  using WarpRing =
+      std::conditional_t<kAsync, Ring<digits, depth>, RegisterRing<form, digits, kRegisterChunks<form, NT>>>;
+  using WarpFetch =
+      std::conditional_t<kAsync, Fetch<WarpRing, form, digits>, FetchRounds<WarpRing, form, digits>>;
+  const Walk<WarpRing::kUnit> walk(w, blockIdx.x * shape.teams + team, gridDim.x * shape.teams,
+                                   team < shape.teams ? shape.rounds : 0, part, shape.chunks_a_part, in_team);
 
-  using WarpRing = Ring<digits, depth, register_places<NT>(depth)>;
   WarpRing ring(reinterpret_cast<const char*>(shared_memory) + shape.ring_offset +
                 warp * ring_bytes(digits, depth));
-  Fetch<WarpRing, digits> fetch(w, walk, shape.group_shift);
+  WarpFetch fetch(w, walk, shape.group_shift);
   const bool working = NT > 0 || team < shape.teams;
   // Where the memory is the bound, the next kernel is let in when no more is left to ask for than a ring
   // holds: if it had all that fits its own by the time that this one ends, the memory would rest until it
@@ -292,9 +293,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp,
 
   const auto finish = [&](int tile, int turn, const Sums<NT>& sums) {
     if constexpr (NT == 0) {
-      finish_row<output, digits>(a, walk, tile, turn, in_team, sums, buffer, state);
+      finish_row<WarpRing, output, digits>(a, walk, tile, turn, in_team, sums, buffer, state);
     } else {
-      finish_rows<NT, output>(a, tile, turn, team, in_team, sums, buffer, factors, block_max);
+      finish_rows<WarpRing, NT, output>(a, tile, turn, team, in_team, sums, buffer, factors, block_max);
     }
   };
   const auto asked_for = [&](int left) {
@@ -336,8 +337,8 @@ bool run_product(const ProductArgs& a, int teams, int multiprocessors, bool last
   ProductShape shape{};
   shape.teams = teams;
   shape.chunks_a_part = (a.w.chunks() + a.split - 1) / a.split;
-  if (digits) {  // no part ends within kDigitColumns
-    constexpr int each = kDigitColumns / chunk_columns(form);
+  {  // no part ends within kDigitColumns or a pair of chunks
+    constexpr int each = digits ? kDigitColumns / chunk_columns(form) : kInPairs(form) ? 2 : 1;
     shape.chunks_a_part = (shape.chunks_a_part + each - 1) / each * each;
   }
   const int places = (a.w.tiles() + shape.teams - 1) / shape.teams;

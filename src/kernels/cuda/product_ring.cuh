@@ -1,4 +1,6 @@
-// Chunks of a matrix on their way to a warp, and what the tensor cores take from one.
+// Chunks of a matrix on their way to a warp, and what the tensor cores take from one. From Ampere on they
+// wait in shared memory, where each lane finds the codes that it copied itself; for Turing see
+// product_registers.cuh.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -11,11 +13,6 @@ struct LaneChunk {
   uint4 low, high;    // rows g and g + 8
   uint32_t scale[2];  // fp16 bits
 };
-
-// Chunks on their way to a warp. From Ampere on they wait in shared memory, where each lane finds the codes
-// that it copied itself; on Turing in registers, whose places the loop must name. More than so many, and only
-// one large block fits a multiprocessor.
-constexpr int kFewPlaces = 3;
 
 // Of each stage: codes, and scales where products are made in digits. All codes of a warp lie before its
 // scales: copies want lines of 128 bytes.
@@ -41,12 +38,13 @@ __device__ __forceinline__ void copy_once(uint32_t to, const void* from, uint64_
                : "memory");
 #endif
 }
-// `depth` stages of shared memory, or `places` of registers.
-template <bool scaled, int depth, int places>
+// `depth` stages of shared memory.
+template <bool scaled, int depth>
 class Ring {
  public:
-  static constexpr int kPlaces = kAsync ? 1 : places;
-  static constexpr int kAhead = kAsync ? depth : places;
+  static constexpr int kPlaces = 1;
+  static constexpr int kAhead = depth;
+  static constexpr int kUnit = 1;  // chunks that are taken together
 
   __device__ __forceinline__ explicit Ring(const void* memory)
       : begin_(shared_address(memory) + lane() * 16),
@@ -56,44 +54,22 @@ class Ring {
 
   // Starts the chunk at `codes`, with its scales (of this lane's 16 bytes of them), where the last one was
   // taken. Followed by pass(), which alone says that there is nothing more to start.
-  __device__ __forceinline__ void start(int place, const uint8_t* codes, uint32_t high_row,
-                                        const uint16_t* scales) {
-    if constexpr (kAsync) {
-      copy_once(at_, codes, policy_);
-      copy_once(at_ + kStageCodes / 2, codes + high_row, policy_);
-      // Other lanes have read the scales that these replace: a step of the tensor cores, which is one for the
-      // warp, lies between. A __syncwarp() here costs a twelfth of the kernel's code.
-      if (scaled && lane() < 2) copy_once(scales_, scales, policy_);
-    } else {
-      LaneChunk& slot = slots_[place];
-      slot.low = load_once(codes);
-      slot.high = load_once(codes + high_row);
-      if (scaled) {
-        slot.scale[0] = __ldg(scales);
-        slot.scale[1] = __ldg(scales + 8);
-      }
-    }
+  __device__ __forceinline__ void start(const uint8_t* codes, uint32_t high_row, const uint16_t* scales) {
+    copy_once(at_, codes, policy_);
+    copy_once(at_ + kStageCodes / 2, codes + high_row, policy_);
+    // Other lanes have read the scales that these replace: a step of the tensor cores, which is one for the
+    // warp, lies between. A __syncwarp() here costs a twelfth of the kernel's code.
+    if (scaled && lane() < 2) copy_once(scales_, scales, policy_);
   }
   __device__ __forceinline__ void pass() {
-    if constexpr (kAsync) {
-      end_copies();
-      const bool last = at_ == begin_ + (depth - 1) * kStageCodes;
-      at_ = last ? begin_ : at_ + kStageCodes;
-      if (scaled) scales_ = last ? begin_ + depth * kStageCodes : scales_ + kStageScales;
-    }
+    end_copies();
+    const bool last = at_ == begin_ + (depth - 1) * kStageCodes;
+    at_ = last ? begin_ : at_ + kStageCodes;
+    if (scaled) scales_ = last ? begin_ + depth * kStageCodes : scales_ + kStageScales;
   }
   // The oldest chunk, whose place the next start() fills.
-  __device__ __forceinline__ LaneChunk take(int place) {
-    if constexpr (!kAsync) return slots_[place];
+  __device__ __forceinline__ LaneChunk take(int, int) {
     wait_copies<depth - 1>();
-    return load();
-  }
-  // Elements of a group's 16 scales where this lane's part begins.
-  static __device__ __forceinline__ uint32_t scale_place() { return kAsync ? lane() * 8 : lane() / 4; }
-
- private:
-  static __device__ __forceinline__ uint32_t lane() { return threadIdx.x % kWarp; }
-  __device__ __forceinline__ LaneChunk load() const {
     if (scaled) __syncwarp();
     LaneChunk c;
     c.low = load_shared(at_);
@@ -105,12 +81,16 @@ class Ring {
     }
     return c;
   }
+  // The row of its tile whose sum lane / 4 = g has.
+  static __device__ __forceinline__ int tile_row(int g) { return g; }
+
+ private:
+  static __device__ __forceinline__ uint32_t lane() { return threadIdx.x % kWarp; }
   // Where this lane's part of the oldest chunk and of its scales lie. They differ from lane to lane:
   // ptxas 13.0 gives copies with a policy wrong registers where their address has a part that all lanes
   // share.
   uint32_t begin_, at_, scales_;
   uint64_t policy_;
-  LaneChunk slots_[kPlaces];
 };
 
 // Warps that take the columns of a tile in turn. It decides in which order a sum is added up, so it is the
@@ -118,34 +98,44 @@ class Ring {
 // few blocks, with more, adding up would cost more than it gains.
 constexpr int kSplitWarps = 4;
 
-// A warp's share of a matrix: every kSplitWarps-th chunk of some tiles.
+// A warp's share of a matrix: every kSplitWarps-th chunk of some tiles, or pair of chunks (`unit` = 2).
+template <int unit>
 struct Walk {
   int first_tile, tile_stride, tiles;
-  int first_chunk, steps;  // chunks of each tile
+  int first_chunk, steps;  // of each tile
 
   // Of at most `rounds` tiles, and of the columns' part `part`.
   __device__ __forceinline__ Walk(const DeviceMatrix& w, int first, int stride, int rounds, int part,
                                   int chunks_a_part, int in_team)
-      : first_tile(first), tile_stride(stride), tiles(rounds), first_chunk(part * chunks_a_part + in_team) {
+      : first_tile(first),
+        tile_stride(stride),
+        tiles(rounds),
+        first_chunk(part * chunks_a_part + in_team * unit) {
     const int end = min((part + 1) * chunks_a_part, w.chunks());
-    steps = max(0, (end - first_chunk + kSplitWarps - 1) / kSplitWarps);
+    steps = max(0, (end - first_chunk + kSplitWarps * unit - 1) / (kSplitWarps * unit));
     while (tiles > 0 && first_tile + (tiles - 1) * tile_stride >= w.tiles()) --tiles;
   }
 };
 
+// From a chunk of some rows to their next one.
+template <MatrixForm form>
+constexpr int kNextChunk = form == MatrixForm::kF16 ? kChunkBytes : kTileRows * kChunkBytes;
+
 // The chunks of a warp, in its order: tile by tile.
-template <class Ring, bool scaled>
+template <class Ring, MatrixForm form, bool scaled>
 class Fetch {
  public:
-  __device__ __forceinline__ Fetch(const DeviceMatrix& w, const Walk& walk, int group_shift)
-      : codes_(w.codes + (int64_t(walk.first_tile) * kTileRows + threadIdx.x % kWarp / 4) * w.row_bytes +
-               walk.first_chunk * kChunkBytes + threadIdx.x % 4 * 16),
+  __device__ __forceinline__ Fetch(const DeviceMatrix& w, const Walk<1>& walk, int group_shift)
+      : codes_(w.codes +
+               chunk_place(form, w.row_bytes, walk.first_tile * kTileRows + threadIdx.x % kWarp / 4,
+                           walk.first_chunk) +
+               threadIdx.x % 4 * 16),
         scales_(static_cast<const uint16_t*>(w.scales) + int64_t(walk.first_tile) * w.groups * kTileRows +
-                Ring::scale_place()),
+                threadIdx.x % kWarp * 8),
         code_jump_(int64_t(walk.tile_stride) * kTileRows * w.row_bytes -
-                   int64_t(walk.steps) * kSplitWarps * kChunkBytes),
+                   int64_t(walk.steps) * kSplitWarps * kNextChunk<form>),
         scale_jump_(walk.tile_stride * w.groups * kTileRows),
-        high_row_(static_cast<uint32_t>(8 * w.row_bytes)),
+        high_row_(static_cast<uint32_t>(form == MatrixForm::kF16 ? 8 * w.row_bytes : 8 * kChunkBytes)),
         left_(walk.tiles * walk.steps),
         step_(walk.steps),
         steps_(walk.steps),
@@ -154,11 +144,11 @@ class Fetch {
         group_shift_(group_shift) {}
 
   // Starts the next chunk, if there is one.
-  __device__ __forceinline__ void next(Ring& ring, int place) {
+  __device__ __forceinline__ void next(Ring& ring, int) {
     if (left_ > 0) {
       --left_;
-      ring.start(place, codes_, high_row_, scaled ? scales_ + (chunk_ >> group_shift_) * kTileRows : nullptr);
-      codes_ += kSplitWarps * kChunkBytes;
+      ring.start(codes_, high_row_, scaled ? scales_ + (chunk_ >> group_shift_) * kTileRows : nullptr);
+      codes_ += kSplitWarps * kNextChunk<form>;
       if constexpr (scaled) chunk_ += kSplitWarps;
       if (--step_ == 0) {
         step_ = steps_;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/digits.cuh"
-#include "kernels/cuda/product_ring.cuh"
+#include "kernels/cuda/product_registers.cuh"
 
 namespace qwen2::cuda {
 
@@ -170,52 +170,58 @@ __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const Lane
   }
 }
 
+// The sums of second chunks to those of first ones, whose lanes have the same rows.
+template <int NT>
+__device__ __forceinline__ void add_seconds(Sums<NT> (&sums)[2]) {
+#pragma unroll
+  for (int n = 0; n < (NT == 0 ? 1 : NT); ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; i += NT == 0 ? 2 : 1)
+      sums[0][n][i] += __shfl_xor_sync(kFullMask, sums[1][n][i], 4);
+  }
+}
+
 // A warp's share of the product, with what `fetch` brings into `ring`. Calls finish(tile, how many before it,
-// sums) when a tile is through, and asked_for(chunks that are left to ask for) after each chunk.
+// sums) when a tile is through, and asked_for(chunks that are left to ask for) after each place of the ring.
 template <MatrixForm form, int NT, bool fine, class WarpRing, class WarpFetch, class Finish, class AskedFor>
-__device__ __forceinline__ void multiply_tiles(const DeviceMatrix& w, const Walk& walk, WarpRing& ring,
-                                               WarpFetch& fetch, const Activations& x, const Finish& finish,
-                                               const AskedFor& asked_for) {
+__device__ __forceinline__ void multiply_tiles(const DeviceMatrix& w, const Walk<WarpRing::kUnit>& walk,
+                                               WarpRing& ring, WarpFetch& fetch, const Activations& x,
+                                               const Finish& finish, const AskedFor& asked_for) {
   uint32_t magic;  // the exponent of 1024, in a register
   asm volatile("mov.u32 %0, 0x64646464;" : "=r"(magic));
-  Sums<NT> sums = {};
+  constexpr int unit = WarpRing::kUnit;
+  Sums<NT> sums[unit] = {};
   int tile = walk.first_tile;
-  int turn = 0;
-  const auto finish_tile = [&] {
-    finish(tile, turn++, sums);
+#pragma unroll 1
+  for (int turn = 0; turn < walk.tiles; ++turn) {
+    int chunk = walk.first_chunk;
+#pragma unroll 1
+    for (int left = walk.steps; left > 0; left -= WarpRing::kPlaces) {
 #pragma unroll
-    for (auto& column : sums) {
+      for (int place = 0; place < WarpRing::kPlaces; ++place) {
+        if (place == 0 || place < left) {
 #pragma unroll
-      for (float& sum : column) sum = 0;
+          for (int u = 0; u < unit; ++u) {
+            multiply_chunk<form, NT, fine>(w, ring.take(place, u), x, tile,
+                                           chunk + place * kSplitWarps * unit + u, magic, sums[u]);
+          }
+        }
+        fetch.next(ring, place);
+        asked_for(fetch.left());
+      }
+      chunk += WarpRing::kPlaces * kSplitWarps * unit;
+    }
+    if constexpr (unit == 2) add_seconds<NT>(sums);
+    finish(tile, turn, sums[0]);
+#pragma unroll
+    for (auto& of_chunks : sums) {
+#pragma unroll
+      for (auto& column : of_chunks) {
+#pragma unroll
+        for (float& sum : column) sum = 0;
+      }
     }
     tile += walk.tile_stride;
-  };
-  if (walk.steps == 0) {
-#pragma unroll 1
-    for (int i = 0; i < walk.tiles; ++i) finish_tile();
-  }
-  int work = walk.tiles * walk.steps;
-  int step = walk.steps;
-  int chunk = walk.first_chunk;
-  int next = 0;  // place to go on from: places have names, and what ends a tile should not be there for each
-  while (work > 0) {
-#pragma unroll
-    for (int i = 0; i < WarpRing::kPlaces; ++i) {
-      if (WarpRing::kPlaces > 1 && i < next) continue;
-      const LaneChunk taken = ring.take(i);
-      multiply_chunk<form, NT, fine>(w, taken, x, tile, chunk, magic, sums);
-      chunk += kSplitWarps;
-      fetch.next(ring, i);
-      asked_for(fetch.left());
-      next = i + 1;
-      if (--step == 0) break;
-    }
-    if (next == WarpRing::kPlaces) next = 0;
-    if (step > 0) continue;
-    work -= walk.steps;
-    step = walk.steps;
-    chunk = walk.first_chunk;
-    finish_tile();
   }
 }
 

@@ -113,8 +113,8 @@ __global__ void expand_kernel(const __grid_constant__ DeviceMatrix w, uint16_t* 
     const int chunk = i / 16;
     const int t = i % 4;  // neighbouring threads write neighbouring columns
     const int j = i % 16 / 4;
-    const uint32_t word = *reinterpret_cast<const uint32_t*>(w.codes + row * w.row_bytes +
-                                                             chunk * kChunkBytes + t * 16 + j * 4);
+    const uint32_t word =
+        *reinterpret_cast<const uint32_t*>(w.codes + chunk_place(w, row, chunk) + t * 16 + j * 4);
     constexpr int fours = form_bits(form) == 8 ? 1 : 2;
 #pragma unroll
     for (int f = 0; f < fours; ++f) {

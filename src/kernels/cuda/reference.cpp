@@ -9,11 +9,10 @@
 namespace qwen2::cuda::reference {
 
 double element(const DeviceMatrix& w, int64_t row, int64_t col) {
-  const uint8_t* codes = w.codes + row * w.row_bytes;
   const CodePlace place = code_place(w.form, col);
-  if (w.form == MatrixForm::kF16)
-    return f16_to_float(static_cast<uint16_t>(codes[place.byte] | codes[place.byte + 1] << 8));
-  const int raw = codes[place.byte];
+  const uint8_t* codes = w.codes + byte_place(w, row, place.byte);
+  if (w.form == MatrixForm::kF16) return f16_to_float(static_cast<uint16_t>(codes[0] | codes[1] << 8));
+  const int raw = *codes;
   const auto at =
       static_cast<size_t>((row / kTileRows * w.groups + col / w.group) * kTileRows + row % kTileRows);
   if (is_general(w.form)) {

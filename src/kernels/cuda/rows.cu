@@ -11,11 +11,11 @@ namespace {
 
 // One element of a matrix, exact but for the subtraction of a minimum.
 __device__ float element(const DeviceMatrix& w, int row, int col) {
-  const uint8_t* codes = w.codes + row * w.row_bytes;
   const CodePlace place = code_place(w.form, col);
-  if (w.form == MatrixForm::kF16) return __half2float(*reinterpret_cast<const __half*>(codes + place.byte));
+  const uint8_t* codes = w.codes + byte_place(w, row, place.byte);
+  if (w.form == MatrixForm::kF16) return __half2float(*reinterpret_cast<const __half*>(codes));
   const int64_t at = (int64_t(row / kTileRows) * w.groups + col / w.group) * kTileRows + row % kTileRows;
-  const int raw = codes[place.byte];
+  const int raw = *codes;
   if (is_general(w.form)) {
     const int code = form_bits(w.form) == 8 ? raw - 128 : (raw >> place.shift) & 15;
     return static_cast<const float*>(w.scales)[at] * float(code) - w.minima[at];
