@@ -193,10 +193,11 @@ struct ProductShape {
   int ring_offset;
 };
 
-// Chunks in registers instead: for one row as many as one block of a multiprocessor can have, of 4 bits what a
-// warp wants of a tile of 1536 columns.
+// Chunks in registers instead: for one row as many as one block of a multiprocessor can have, of 4 bits what
+// a warp wants of a tile of 1536 columns.
 template <MatrixForm form, int NT>
-constexpr int kRegisterChunks = kInPairs(form) ? (NT == 0 ? 6 : 4) : (NT == 0 && form_bits(form) == 8 ? 6 : 3);
+constexpr int kRegisterChunks =
+    kInPairs(form) ? (NT == 0 ? 6 : 4) : (NT == 0 && form_bits(form) == 8 ? 6 : 3);
 
 template <MatrixForm form, int NT, bool fine, int output, int depth>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsync) ? 2 : 1)
