@@ -14,12 +14,13 @@ struct LaneChunk {
   uint32_t scale[2];  // fp16 bits
 };
 
-// Of each stage: codes, and scales where products are made in digits. All codes of a warp lie before its
-// scales: copies want lines of 128 bytes.
+// Of each stage: codes, and scales where products are made in digits, which have a place more: a warp copies
+// scales where they were read one chunk ago, so that its lanes are done with them. All codes of a warp lie
+// before its scales: copies want lines of 128 bytes.
 constexpr int kStageCodes = kTileRows * kChunkBytes;
 constexpr int kStageScales = kTileRows * 2;
 constexpr int ring_bytes(bool scaled, int depth) {
-  return (depth * (kStageCodes + (scaled ? kStageScales : 0)) + 127) / 128 * 128;
+  return (depth * kStageCodes + (scaled ? (depth + 1) * kStageScales : 0) + 127) / 128 * 128;
 }
 
 // What the second-level cache is told of weights: they come once a step and should not push out what every
@@ -49,23 +50,27 @@ class Ring {
   __device__ __forceinline__ explicit Ring(const void* memory)
       : begin_(shared_address(memory) + lane() * 16),
         at_(begin_),
-        scales_(begin_ + depth * kStageCodes),
+        scales_(first_scales() + kStageScales),
         policy_(read_once_policy()) {}
 
   // Starts the chunk at `codes`, with its scales (of this lane's 16 bytes of them), where the last one was
-  // taken. Followed by pass(), which alone says that there is nothing more to start.
+  // taken, scales where those before it were. Followed by pass(), which alone says that there is nothing more
+  // to start.
   __device__ __forceinline__ void start(const uint8_t* codes, uint32_t high_row, const uint16_t* scales) {
     copy_once(at_, codes, policy_);
     copy_once(at_ + kStageCodes / 2, codes + high_row, policy_);
-    // Other lanes have read the scales that these replace: a step of the tensor cores, which is one for the
-    // warp, lies between. A __syncwarp() here costs a twelfth of the kernel's code.
-    if (scaled && lane() < 2) copy_once(scales_, scales, policy_);
+    if (scaled && lane() < 2) {
+      const bool first = scales_ == first_scales();
+      copy_once(scales_ + (first ? depth * kStageScales : -kStageScales), scales, policy_);
+    }
   }
   __device__ __forceinline__ void pass() {
     end_copies();
     const bool last = at_ == begin_ + (depth - 1) * kStageCodes;
     at_ = last ? begin_ : at_ + kStageCodes;
-    if (scaled) scales_ = last ? begin_ + depth * kStageCodes : scales_ + kStageScales;
+    if (!scaled) return;
+    const bool last_scales = scales_ == first_scales() + depth * kStageScales;
+    scales_ = last_scales ? first_scales() : scales_ + kStageScales;
   }
   // The oldest chunk, whose place the next start() fills.
   __device__ __forceinline__ LaneChunk take(int, int) {
@@ -86,6 +91,9 @@ class Ring {
 
  private:
   static __device__ __forceinline__ uint32_t lane() { return threadIdx.x % kWarp; }
+  [[nodiscard]] __device__ __forceinline__ uint32_t first_scales() const {
+    return begin_ + depth * kStageCodes;
+  }
   // Where this lane's part of the oldest chunk and of its scales lie. They differ from lane to lane:
   // ptxas 13.0 gives copies with a policy wrong registers where their address has a part that all lanes
   // share.
