@@ -43,10 +43,11 @@ class RowUploader {
     if (matrix.form == MatrixForm::kF16) {
       error = cudaMemcpy(target, mine(), static_cast<size_t>(rows * row_bytes_), cudaMemcpyHostToDevice);
     } else {
-      constexpr auto kPitch = static_cast<size_t>(kRun * cuda::kChunkBytes);
+      constexpr size_t kPitch = kRun * cuda::kChunkBytes;
+      constexpr size_t kTilePitch = size_t{cuda::kTileRows} * cuda::kChunkBytes;
       const auto width = static_cast<size_t>(rows * cuda::kChunkBytes);
-      error = cudaMemcpy2D(target, static_cast<size_t>(cuda::kTileRows * cuda::kChunkBytes), by_chunk(rows),
-                           kPitch, width, static_cast<size_t>(matrix.chunks()), cudaMemcpyHostToDevice);
+      error = cudaMemcpy2D(target, kTilePitch, by_chunk(rows), kPitch, width,
+                           static_cast<size_t>(matrix.chunks()), cudaMemcpyHostToDevice);
     }
     if (error != cudaSuccess) error_ = error;
   }
@@ -73,9 +74,10 @@ class RowUploader {
   [[nodiscard]] const uint8_t* by_chunk(int64_t rows) const {
     uint8_t* out = mine() + kRun * row_bytes_;
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t at = 0; at < row_bytes_; at += cuda::kChunkBytes)
+      for (int64_t at = 0; at < row_bytes_; at += cuda::kChunkBytes) {
         std::memcpy(out + at * kRun + row * cuda::kChunkBytes, mine() + row * row_bytes_ + at,
                     cuda::kChunkBytes);
+      }
     }
     return out;
   }

@@ -337,10 +337,9 @@ bool run_product(const ProductArgs& a, int teams, int multiprocessors, bool last
   ProductShape shape{};
   shape.teams = teams;
   shape.chunks_a_part = (a.w.chunks() + a.split - 1) / a.split;
-  {  // no part ends within kDigitColumns or a pair of chunks
-    constexpr int each = digits ? kDigitColumns / chunk_columns(form) : kInPairs(form) ? 2 : 1;
-    shape.chunks_a_part = (shape.chunks_a_part + each - 1) / each * each;
-  }
+  // No part ends within kDigitColumns or a pair of chunks.
+  constexpr int each = digits ? kDigitColumns / chunk_columns(form) : kInPairs(form) ? 2 : 1;
+  shape.chunks_a_part = (shape.chunks_a_part + each - 1) / each * each;
   const int places = (a.w.tiles() + shape.teams - 1) / shape.teams;
   const dim3 blocks(std::min(places, multiprocessors), a.split);
   shape.rounds = (places + static_cast<int>(blocks.x) - 1) / static_cast<int>(blocks.x);
