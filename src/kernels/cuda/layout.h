@@ -56,7 +56,7 @@ struct DeviceMatrix {
   [[nodiscard]] constexpr int tiles() const { return rows / kTileRows; }
 };
 
-// Bytes of a row: whole chunks, of fp16 in pairs.
+// Bytes of a row: whole chunks, of fp16 in pairs, which Turing takes together (see product_registers.cuh).
 constexpr int64_t padded_row_bytes(MatrixForm form, int64_t cols) {
   const int64_t bits = form == MatrixForm::kF16 ? 2 * kChunkBytes * 8 : kChunkBytes * 8;
   return (cols * form_bits(form) + bits - 1) / bits * bits / 8;

@@ -177,7 +177,8 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
 // Chunks on the way to a warp that fetches gently.
 constexpr int kGently = 2;
 // Stages of the rings of one row: as many as leave room for the kernels before and after, few for a part of
-// the columns, and all that a warp wants of a tile of 1536 columns where a block has one tile.
+// the columns, and all that a warp wants of a tile of 1536 columns, four at least, where a block has one
+// tile.
 constexpr int kDeep = 9;
 constexpr int kDeepFourBits = 7;
 constexpr int kShallow = 6;
@@ -197,7 +198,7 @@ struct ProductShape {
 // a warp wants of a tile of 1536 columns.
 template <MatrixForm form, int NT>
 constexpr int kRegisterChunks =
-    kInPairs(form) ? (NT == 0 ? 6 : 4) : (NT == 0 && form_bits(form) == 8 ? 6 : 3);
+    in_pairs(form) ? (NT == 0 ? 6 : 4) : (NT == 0 && form_bits(form) == 8 ? 6 : 3);
 
 template <MatrixForm form, int NT, bool fine, int output, int depth>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsync) ? 2 : 1)
@@ -338,7 +339,7 @@ bool run_product(const ProductArgs& a, int teams, int multiprocessors, bool last
   shape.teams = teams;
   shape.chunks_a_part = (a.w.chunks() + a.split - 1) / a.split;
   // No part ends within kDigitColumns or a pair of chunks.
-  constexpr int each = digits ? kDigitColumns / chunk_columns(form) : kInPairs(form) ? 2 : 1;
+  constexpr int each = digits ? kDigitColumns / chunk_columns(form) : in_pairs(form) ? 2 : 1;
   shape.chunks_a_part = (shape.chunks_a_part + each - 1) / each * each;
   const int places = (a.w.tiles() + shape.teams - 1) / shape.teams;
   const dim3 blocks(std::min(places, multiprocessors), a.split);

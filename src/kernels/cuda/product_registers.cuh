@@ -14,14 +14,14 @@ namespace qwen2::cuda {
 // l / 8 + 8, and piece l % 8 ^ 4 of rows four further: so it has a chunk of one row's and the other chunk of
 // another's for the tensor cores. Sums of first and of second chunks stay apart until the tile's end, when
 // those of second chunks go to the lanes that have their row.
-constexpr bool kInPairs(MatrixForm form) {
+constexpr bool in_pairs(MatrixForm form) {
   return form == MatrixForm::kF16;
 }
 
 template <MatrixForm form, bool scaled, int places>
 class RegisterRing {
  public:
-  static constexpr int kUnit = kInPairs(form) ? 2 : 1;
+  static constexpr int kUnit = in_pairs(form) ? 2 : 1;
   static constexpr int kPlaces = places / kUnit;
   static constexpr int kAhead = kPlaces;
 
@@ -80,7 +80,7 @@ class FetchRounds {
     const int lane = threadIdx.x % kWarp;
     const int row = walk.first_tile * kTileRows;
     codes_ = w.codes + chunk_place(form, w.row_bytes, row, walk.first_chunk);
-    if constexpr (kInPairs(form)) {
+    if constexpr (in_pairs(form)) {
       codes_ += lane / 8 * w.row_bytes + lane % 8 * 16;
       further_ = 4 * w.row_bytes + ((lane % 8 ^ 4) - lane % 8) * 16;
       high_row_ = 8 * w.row_bytes;
