@@ -104,6 +104,7 @@ class Bench {
     out_ = allocate<float>(64 * 152064);
     norm_ = allocate<float>(9216);
     words_ = allocate<uint32_t>(4096);
+    table_ = allocate<std::byte>(kLayers * cuda::kLayerEntryBytes);
     check(cudaMemset(words_, 0, 4096 * sizeof(uint32_t)), "filling");
     const Timing read =
         time_calls(stream_, 1, [&](int) { cuda::read_all(weights_, kWeights, words_, stream_); });
@@ -122,25 +123,43 @@ class Bench {
     const Matrix m = make_matrix(form, n, k, group);
     report(name,
            time_calls(stream_, m.bytes > (int64_t{1} << 28) ? 4 : kLayers * 2,
-                      [&](int i) { call(m, output, kind, i); }),
+                      [&](int i) { cuda::product(args_of(m, output, kind, i), stream_); }),
            m.bytes);
   }
 
-  // A layer's kernels in their order, as decoding runs them.
+  // A layer's kernels in their order, as decoding runs them; and all layers in one kernel, where it does.
   void layers(const std::string& name, MatrixForm form, int group, int length) {
     cuda::RowAttentionArgs attend = attention_args(length);
     attend.next_starts_first = rows_ == 1 && cuda::form_bits(form) == 4 && attend.max_splits == 1;
-    const auto four = [&](int i) {
-      call(make_matrix(form, 2048, 1536, group), cuda::ProductOutput::kQkv, 1, i);
-      cuda::attend_rows(attend, stream_);
-      call(make_matrix(form, 1536, 1536, group), cuda::ProductOutput::kStore, 0, i);
-      call(make_matrix(form, 17920, 1536, group), cuda::ProductOutput::kSwiglu, 1, i);
-      call(make_matrix(form, 1536, 8960, group), cuda::ProductOutput::kStore, 2, i);
-    };
+    std::vector<cuda::LayerArgs> layers(kLayers);
+    for (int i = 0; i < kLayers; ++i) {
+      layers[i] = {args_of(make_matrix(form, 2048, 1536, group), cuda::ProductOutput::kQkv, 1, i),
+                   args_of(make_matrix(form, 1536, 1536, group), cuda::ProductOutput::kStore, 0, i),
+                   args_of(make_matrix(form, 17920, 1536, group), cuda::ProductOutput::kSwiglu, 1, i),
+                   args_of(make_matrix(form, 1536, 8960, group), cuda::ProductOutput::kStore, 2, i), attend};
+    }
     int64_t bytes = 0;
     for (const auto& [n, k] : {std::pair{2048, 1536}, {1536, 1536}, {17920, 1536}, {1536, 8960}})
       bytes += make_matrix(form, n, k, group).bytes;
-    report(name, time_calls(stream_, kLayers, four), bytes);
+    const auto one_by_one = [&](int i) {
+      cuda::product(layers[i].qkv, stream_);
+      cuda::attend_rows(attend, stream_);
+      cuda::product(layers[i].output, stream_);
+      cuda::product(layers[i].gate_up, stream_);
+      cuda::product(layers[i].down, stream_);
+    };
+    const std::string depth = fmt::format(", {} tokens", length);
+    report(name + " layer" + depth, time_calls(stream_, kLayers, one_by_one), bytes);
+    if (rows_ > 1 || !cuda::can_run_layers(layers)) return;
+    const auto table = cuda::layers_table(layers);
+    check(cudaMemcpy(table_, table.data(), table.size(), cudaMemcpyHostToDevice), "the layers' arguments");
+    const cuda::LayersArgs args = cuda::layers_args(layers, table_, words_ + 256);
+    Timing t = time_calls(stream_, 1, [&](int) {
+      check(cudaMemsetAsync(args.arrived, 0, sizeof(uint32_t), stream_), "clearing");
+      cuda::run_layers(args, stream_);
+    });
+    for (double* time : {&t.median, &t.low, &t.high}) *time /= kLayers;
+    report(name + " in one kernel" + depth, t, bytes);
   }
 
   void attention(int length) {
@@ -158,7 +177,7 @@ class Bench {
   static int pages_of(int length) { return (length + cuda::kPageTokens - 1) / cuda::kPageTokens; }
 
   // `kind`: fp16, to be normed, or float activations. The i-th copy of the weights.
-  void call(const Matrix& m, cuda::ProductOutput output, int kind, int i) {
+  ProductArgs args_of(const Matrix& m, cuda::ProductOutput output, int kind, int i) const {
     const auto copies = std::min<int64_t>(kLayers, (kWeights - (int64_t{1} << 24)) / m.bytes);
     const int n = m.shape.rows;
     ProductArgs a;
@@ -199,7 +218,7 @@ class Bench {
       a.cache.bias = norm_;
       a.q = out_ + 65536;
     }
-    cuda::product(a, stream_);
+    return a;
   }
 
   cuda::RowAttentionArgs attention_args(int length) {
@@ -232,7 +251,7 @@ class Bench {
 
   void report(const std::string& name, const Timing& t, int64_t bytes) const {
     const double rate = static_cast<double>(bytes) / t.median / 1e3;
-    fmt::print("  {:<24} {:8.2f} us [{:.2f}, {:.2f}]  {:7.2f} MB  {:5.0f} GB/s = {:3.0f} %\n", name, t.median,
+    fmt::print("  {:<30} {:8.2f} us [{:.2f}, {:.2f}]  {:7.2f} MB  {:5.0f} GB/s = {:3.0f} %\n", name, t.median,
                t.low, t.high, static_cast<double>(bytes) / 1e6, rate, 100 * rate / read_);
   }
 
@@ -246,6 +265,7 @@ class Bench {
   float* out_ = nullptr;
   float* norm_ = nullptr;
   uint32_t* words_ = nullptr;
+  std::byte* table_ = nullptr;
 };
 
 void run(int rows) {
@@ -259,7 +279,7 @@ void run(int rows) {
     bench.product(prefix + "attention output", form, 1536, 1536, group, kStore, 0);
     bench.product(prefix + "gate and up", form, 17920, 1536, group, kSwiglu, 1);
     bench.product(prefix + "down", form, 1536, 8960, group, kStore, 2);
-    bench.layers(prefix + "layer, 129 tokens", form, group, 129);
+    for (const int length : {129, 192}) bench.layers(name, form, group, length);
     bench.product(prefix + "head", form == MatrixForm::kInt4 ? MatrixForm::kInt8 : form, 151936, 1536, 1536,
                   kStore, 1);
   }

@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "backend/cublaslt.h"
@@ -60,6 +61,7 @@ class CudaBackend final : public Backend {
   Status record_graphs();
   Status load_kernels();
   Status separate_key_bias();
+  Status prepare_layers();
   Result<std::vector<Group>> group(std::span<const Chunk> chunks);
   Status run_group(const Group& group, std::span<Sampler* const> samplers);
   Status upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers);
@@ -82,6 +84,8 @@ class CudaBackend final : public Backend {
   void enqueue_rows(int count, int max_splits) const;
   void enqueue_layer(int layer, int count, int max_splits, int& current) const;
   // What the stages of a layer are given. Where several rows share an input, it is made here.
+  [[nodiscard]] std::vector<cuda::LayerArgs> layers_of_a_row() const;
+  [[nodiscard]] uint32_t* layers_arrived() const { return w_.row_max + config_.layers * cuda::kMaxRows; }
   [[nodiscard]] cuda::ProductArgs qkv_product(int layer, int count, int max_splits, int& current) const;
   [[nodiscard]] uint16_t* attended(cuda::XOrder order) const;
   [[nodiscard]] cuda::RowAttentionArgs row_attention(int layer, int count, int max_splits) const;
@@ -136,6 +140,7 @@ class CudaBackend final : public Backend {
   CudaWeights weights_;
   CudaWorkspace w_;
   std::vector<int> layer_bias_pairs_;
+  std::optional<cuda::LayersArgs> layers_;                 // of a short row, where all layers are one kernel
   std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and splits
   int64_t row_limit_ = 0;                                  // of a group
   std::vector<int64_t> logits_order_;

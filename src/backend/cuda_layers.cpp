@@ -86,10 +86,14 @@ void CudaBackend::enqueue_rows(int count, int max_splits) const {
   embed.sampled = w_.tokens;
   embed.hidden = w_.hidden[0];
   embed.clear = w_.row_max;
-  embed.clear_count = static_cast<int>(config_.layers * cuda::kMaxRows);
+  embed.clear_count = static_cast<int>(config_.layers * cuda::kMaxRows + 1);
   cuda::embed(embed, stream_);
   int current = 0;
-  for (int layer = 0; layer < config_.layers; ++layer) enqueue_layer(layer, count, max_splits, current);
+  if (count == 1 && max_splits == 1 && layers_) {
+    cuda::run_layers(*layers_, stream_);
+  } else {
+    for (int layer = 0; layer < config_.layers; ++layer) enqueue_layer(layer, count, max_splits, current);
+  }
   multiply(weights_.head, head_product(count, kDownSplit, current));
   cuda::SampleArgs sample = sample_args(count);
   sample.in_step = true;
@@ -245,6 +249,34 @@ ProductArgs CudaBackend::down_product(int layer, int count) const {
   down.split = kDownSplit;
   down.starts_early = true;
   return down;
+}
+
+// What a short row's layers are given where every block stages its products' inputs itself; otherwise none.
+std::vector<cuda::LayerArgs> CudaBackend::layers_of_a_row() const {
+  const auto stages = [](const CudaMatrix& matrix, bool normed) {
+    return matrix.size() == 1 && cuda::can_stage(matrix.front().matrix, normed);
+  };
+  const auto with = [](ProductArgs args, const CudaMatrix& matrix) {
+    args.w = matrix.front().matrix;
+    args.first_row = matrix.front().first_row;
+    return args;
+  };
+  std::vector<cuda::LayerArgs> layers;
+  int current = 0;
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
+    if (!stages(w.qkv, true) || !stages(w.attention_output, false) || !stages(w.gate_up, true) ||
+        !stages(w.down, false))
+      return {};
+    cuda::LayerArgs args;
+    args.qkv = with(qkv_product(layer, 1, 1, current), w.qkv);
+    args.attention = row_attention(layer, 1, 1);
+    args.output = with(output_product(layer, 1), w.attention_output);
+    args.gate_up = with(gate_up_product(layer, 1, current), w.gate_up);
+    args.down = with(down_product(layer, 1), w.down);
+    layers.push_back(args);
+  }
+  return layers;
 }
 
 void CudaBackend::enqueue_layer(int layer, int count, int max_splits, int& current) const {

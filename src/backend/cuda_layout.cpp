@@ -144,7 +144,8 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   w.best = arena.take<unsigned long long>(kRows);
   w.rotations = arena.take<float>(round_up(limits.max_model_len, cuda::kPageTokens) * c.head_dim);
   w.key_bias = arena.take<std::byte>(c.layers * c.kv_heads * cuda::kMaxBiasPairs * 12);
-  w.row_max = arena.take<uint32_t>(c.layers * kRows);
+  w.row_max = arena.take<uint32_t>(c.layers * kRows + 1);
+  w.layers_table = arena.take<std::byte>(c.layers * cuda::kLayerEntryBytes);
   w.arrived = arena.take<uint32_t>(kRows * c.heads);
   w.logits = arena.take<float>(kRows * round_up(c.vocab_size, 128));
   w.gemm = arena.take<std::byte>(kCudaGemmWorkspace);

@@ -82,6 +82,7 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   QWEN2_CHECK(allocate());
   QWEN2_TRY(dense_, CublasLt::open(w_.gemm, kCudaGemmWorkspace));
   QWEN2_CHECK(separate_key_bias());
+  QWEN2_CHECK(prepare_layers());
   QWEN2_CHECK(record_graphs());
   QWEN2_CHECK(load_kernels());
   const uint64_t held = device_memory().value_or(0);
@@ -168,6 +169,16 @@ Status CudaBackend::separate_key_bias() {
     QWEN2_CHECK(send(target + 2 * bytes, second.data(), bytes));
     QWEN2_CHECK(send(reinterpret_cast<std::byte*>(place), bias.data(), bias.size() * sizeof(float)));
   }
+  return {};
+}
+
+Status CudaBackend::prepare_layers() {
+  const std::vector<cuda::LayerArgs> layers = layers_of_a_row();
+  if (!cuda::can_run_layers(layers)) return {};
+  const std::vector<std::byte> table = cuda::layers_table(layers);
+  QWEN2_CHECK(cuda_status(cudaMemcpy(w_.layers_table, table.data(), table.size(), cudaMemcpyHostToDevice),
+                          "sending the layers' arguments"));
+  layers_ = cuda::layers_args(layers, w_.layers_table, layers_arrived());
   return {};
 }
 

@@ -14,11 +14,15 @@ namespace {
 // Rows up to which a short row's heads are a block each: more would not be on the card at once.
 constexpr int kFewRows = 4;
 
-struct Shared {
-  AttentionShared attention;
+struct MergeShared {
   float denominator[kHeads];
   float factors[kHeads][kMaxSplits];
   bool last;
+};
+template <int warps>
+struct Shared {
+  AttentionShared<warps> attention;
+  MergeShared merge;
 };
 
 // a / b of small numbers, by a faster way than whole ones have; `inverse` is 1 / b.
@@ -45,15 +49,9 @@ __device__ __forceinline__ void wait_for_all(uint32_t* arrived, int splits) {
   if (atomicAdd(arrived, 1U) == static_cast<uint32_t>(2 * splits - 1)) *arrived = 0;
 }
 
-// Four neighbouring results.
-__device__ __forceinline__ void store_quad(const RowAttentionArgs& a, int row, int col, uint2 halves) {
-  if (a.order == XOrder::kLaneBlocks) halves = in_lane_order(halves);
-  *reinterpret_cast<uint2*>(a.out + x_place(a.order, a.out_stride, row, col)) = halves;
-}
-
 // What each part of each of the block's heads counts for.
 __device__ __forceinline__ void weigh_parts(const RowAttentionArgs& a, int64_t first, int heads, int splits,
-                                            Shared& shared) {
+                                            MergeShared& shared) {
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   if (warp >= heads) return;
@@ -86,13 +84,14 @@ constexpr int kSharers = 4;
 
 // Merges the parts of the block's heads, of quads [begin, end) of their elements. `memory` holds kSharers
 // float4 for each of them.
+template <int threads>
 __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int heads, int dim, int splits,
-                      int begin, int end, Shared& shared, float4* memory) {
+                      int begin, int end, MergeShared& shared, float4* memory) {
   const int64_t first = (int64_t(row) * a.heads.q_heads + first_head) * kMaxSplits;
   const int quads = end - begin;
   const float inverse_quads = __fdividef(1, static_cast<float>(quads));
 #pragma unroll 1
-  for (int base = 0; base < quads * kSharers; base += kThreads) {
+  for (int base = 0; base < quads * kSharers; base += threads) {
     const int i = base + static_cast<int>(threadIdx.x);
     const int share = divide_small(i, inverse_quads);
     const int quad = begin + i - share * quads;
@@ -122,7 +121,7 @@ __device__ void merge(const RowAttentionArgs& a, int row, int first_head, int he
     memory[i] = sum;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < quads; i += kThreads) {
+  for (int i = threadIdx.x; i < quads; i += threads) {
     float4 sum = memory[i];
 #pragma unroll
     for (int share = 1; share < kSharers; ++share) {
@@ -144,10 +143,10 @@ struct RowShape {
 };
 
 template <int dim, int bits, int depth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads<depth>)
     attend_rows_kernel(const __grid_constant__ RowAttentionArgs a, const RowShape shape) {
   extern __shared__ __align__(kTileAlignment) uint4 shared_memory[];
-  __shared__ Shared shared;
+  __shared__ Shared<kWarps<depth>> shared;
   // The inputs of the step, and all keys and values but this step's, are older than the previous kernel.
   const int row = blockIdx.z;
   const Row info = a.row_info[row];
@@ -199,12 +198,12 @@ __global__ void __launch_bounds__(kThreads)
     end = min(begin + each, end);
     if (threadIdx.x == 0) wait_for_all(arrived, splits);
   } else if (threadIdx.x == 0) {
-    shared.last = is_last(arrived, splits);
+    shared.merge.last = is_last(arrived, splits);
   }
   __syncthreads();
-  if (begin < end && (shape.all_merge || shared.last)) {
-    merge(a, row, part.first_head, part.heads, dim, splits, begin, end, shared,
-          reinterpret_cast<float4*>(shared_memory));
+  if (begin < end && (shape.all_merge || shared.merge.last)) {
+    merge<kThreads<depth>>(a, row, part.first_head, part.heads, dim, splits, begin, end, shared.merge,
+                           reinterpret_cast<float4*>(shared_memory));
   }
 }
 
@@ -219,10 +218,10 @@ void launch_rows(const RowAttentionArgs& a, int heads_a_block, bool all_merge, c
   const RowShape shape{heads_a_block, blocks, 1.0F / static_cast<float>(blocks), a.heads.group(), all_merge};
   const int of_warp = warp_bytes<dim, bits, depth>(heads_a_block);
   // What merging takes of a warp's heads is less than their sums.
-  static_assert(kSharers * sizeof(float4) * (dim / 4) <= kWarps * sizeof(float) * (dim + 8));
-  const size_t shared = kQueryBytes<dim> + static_cast<size_t>(kWarps) * of_warp;
+  static_assert(kSharers * sizeof(float4) * (dim / 4) <= kWarps<depth> * sizeof(float) * (dim + 8));
+  const size_t shared = kQueryBytes<dim> + static_cast<size_t>(kWarps<depth>) * of_warp;
   launch<attend_rows_kernel<dim, bits, depth>>(dim3(a.max_splits, a.heads.kv_heads * blocks, a.rows),
-                                               kThreads, shared, stream, a, shape);
+                                               kThreads<depth>, shared, stream, a, shape);
 }
 
 template <int dim, int bits>
@@ -237,7 +236,8 @@ void attend_of(const RowAttentionArgs& a, cudaStream_t stream) {
   constexpr int deep = 2;
   static const bool async = compiled_for(attend_rows_kernel<dim, bits, deep>) >= 80;
   if (!async) return launch_rows<dim, bits, 0>(a, heads_a_block, few, stream);
-  static const bool roomy = most_shared_memory() >= 3 * kWarps * warp_bytes<dim, bits, deep>(kHeads) / 2;
+  static const bool roomy =
+      most_shared_memory() >= 3 * kWarps<deep> * warp_bytes<dim, bits, deep>(kHeads) / 2;
   if (few && roomy) return launch_rows<dim, bits, deep>(a, heads_a_block, few, stream);
   launch_rows<dim, bits, 1>(a, heads_a_block, few, stream);
 }

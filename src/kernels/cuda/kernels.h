@@ -8,8 +8,9 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
-
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "kernels/cuda/layout.h"
 
@@ -157,6 +158,30 @@ struct ChunkAttentionArgs {
   int64_t out_stride = 0;
 };
 void attend_chunk(const ChunkAttentionArgs& args, cudaStream_t stream);
+
+// --- One row through all layers --------------------------------------------------------------------------
+
+// What product() and attend_rows() would be given for one row of at most kShortKeys keys.
+struct LayerArgs {
+  ProductArgs qkv, output, gate_up, down;
+  RowAttentionArgs attention;
+};
+
+// All layers in one kernel, with the results of the single kernels. Where kernels cannot overlap (below
+// sm_80), this is faster.
+struct LayersArgs {
+  const void* table = nullptr;  // layers_table(), on the card: kLayerEntryBytes a layer at most
+  int layers = 0;
+  MatrixForm form = MatrixForm::kF16;  // of every matrix
+  int head_dim = 0;
+  size_t staged_bytes = 0;      // of the widest activations
+  uint32_t* arrived = nullptr;  // [1], zeroed by the caller before every run
+};
+// Whether the card wants it, and the kernel is made for these layers.
+bool can_run_layers(std::span<const LayerArgs> layers);
+std::vector<std::byte> layers_table(std::span<const LayerArgs> layers);
+LayersArgs layers_args(std::span<const LayerArgs> layers, const void* table, uint32_t* arrived);
+void run_layers(const LayersArgs& args, cudaStream_t stream);
 
 // --- Prompts ---------------------------------------------------------------------------------------------
 

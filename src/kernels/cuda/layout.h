@@ -166,6 +166,9 @@ constexpr int split_count(int length) {
   return (length + split_keys(length) - 1) / split_keys(length);
 }
 
+// Bytes of a layer in the table of run_layers(), at most.
+constexpr int64_t kLayerEntryBytes = 2048;
+
 // Key biases kept out of the cache, at most this many rotation pairs a head.
 constexpr int kMaxBiasPairs = 32;
 

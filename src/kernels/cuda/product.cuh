@@ -54,7 +54,7 @@ struct RowState {
     float inverse, epsilon;
   } norm = {};
   float largest = 0;  // of this lane's results
-  QkvPair qkv;        // of the first tile
+  QkvPair qkv = {};   // of the first tile
 };
 
 // What a row's products are multiplied by, of several.
@@ -67,8 +67,9 @@ __device__ __forceinline__ float row_factor(const ProductInput& in, int m, int r
 // One row's tiles: when a team has the sums of kSplitWarps of them, or of its last ones, each warp adds up
 // those of one tile and stores them. `turn` counts a team's tiles.
 template <class WarpRing, int output, bool digits, class WarpWalk>
-__device__ __forceinline__ void finish_row(const ProductArgs& a, const WarpWalk& walk, int tile, int turn,
-                                           int in_team, const Sums<0>& sums, float* buffer, RowState& state) {
+__device__ __forceinline__ void finish_row(const ProductArgs& a, const WarpWalk& walk, int part, int tile,
+                                           int turn, int in_team, const Sums<0>& sums, float* buffer,
+                                           RowState& state) {
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   constexpr int of_warp = kSplitWarps * kTileRows;
@@ -98,7 +99,7 @@ __device__ __forceinline__ void finish_row(const ProductArgs& a, const WarpWalk&
   if (writes<output>(a, ProductOutput::kQkv) && tile != walk.first_tile)
     state.qkv = find_qkv(a, tile, lane / 4, 0);
   const float magnitude =
-      store_pair<output>(a, tile, lane / 4, 0, __fmul_rn(v0, factor), __fmul_rn(v1, factor), state.qkv);
+      store_pair<output>(a, part, tile, lane / 4, 0, __fmul_rn(v0, factor), __fmul_rn(v1, factor), state.qkv);
   state.largest = fmaxf(state.largest, magnitude);
 }
 
@@ -123,9 +124,9 @@ __device__ __forceinline__ void add_warps(const float* from, int of_warp, float 
 
 // The same of several rows.
 template <class WarpRing, int NT, int output>
-__device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int turn, int team, int in_team,
-                                            const Sums<NT>& sums, float* buffer, const float* factors,
-                                            unsigned* block_max) {
+__device__ __forceinline__ void finish_rows(const ProductArgs& a, int part, int tile, int turn, int team,
+                                            int in_team, const Sums<NT>& sums, float* buffer,
+                                            const float* factors, unsigned* block_max) {
   using R = Reduce<NT>;
   constexpr int of_warp = R::distance * R::columns;
   constexpr int each = R::columns == 32 ? 2 : 1;  // pairs of rows of a thread
@@ -160,8 +161,9 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& a, int tile, int 
       for (int i = 0; i < each; ++i) {
         QkvPair qkv;
         if (writes<output>(a, ProductOutput::kQkv)) qkv = find_qkv(a, tile, first + i, m);
-        largest = fmaxf(largest, store_pair<output>(a, tile, first + i, m, __fmul_rn(low[i], factors[m]),
-                                                    __fmul_rn(high[i], factors[m]), qkv));
+        largest =
+            fmaxf(largest, store_pair<output>(a, part, tile, first + i, m, __fmul_rn(low[i], factors[m]),
+                                              __fmul_rn(high[i], factors[m]), qkv));
       }
     }
     if (writes<output>(a, ProductOutput::kSwiglu) && a.row_max != nullptr) {
@@ -294,9 +296,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsyn
 
   const auto finish = [&](int tile, int turn, const Sums<NT>& sums) {
     if constexpr (NT == 0) {
-      finish_row<WarpRing, output, digits>(a, walk, tile, turn, in_team, sums, buffer, state);
+      finish_row<WarpRing, output, digits>(a, walk, part, tile, turn, in_team, sums, buffer, state);
     } else {
-      finish_rows<WarpRing, NT, output>(a, tile, turn, team, in_team, sums, buffer, factors, block_max);
+      finish_rows<WarpRing, NT, output>(a, part, tile, turn, team, in_team, sums, buffer, factors, block_max);
     }
   };
   const auto asked_for = [&](int left) {
@@ -322,6 +324,13 @@ inline int group_shift(const DeviceMatrix& w) {
   return shift;
 }
 
+// Chunks of each of `split` parts of the columns. No part ends within kDigitColumns or a pair of chunks.
+inline int chunks_a_part(const DeviceMatrix& w, int split) {
+  const int chunks = (w.chunks() + split - 1) / split;
+  const int each = is_coarse(w) ? kDigitColumns / chunk_columns(w.form) : in_pairs(w.form) ? 2 : 1;
+  return (chunks + each - 1) / each * each;
+}
+
 // Activations of so many columns, two bytes each, and scales of digits.
 constexpr size_t staged_bytes(int64_t columns) {
   const auto groups = static_cast<size_t>((columns + kDigitColumns - 1) / kDigitColumns);
@@ -337,10 +346,7 @@ bool run_product(const ProductArgs& a, int teams, int multiprocessors, bool last
   constexpr bool digits = kInDigits<form, fine>;
   ProductShape shape{};
   shape.teams = teams;
-  shape.chunks_a_part = (a.w.chunks() + a.split - 1) / a.split;
-  // No part ends within kDigitColumns or a pair of chunks.
-  constexpr int each = digits ? kDigitColumns / chunk_columns(form) : in_pairs(form) ? 2 : 1;
-  shape.chunks_a_part = (shape.chunks_a_part + each - 1) / each * each;
+  shape.chunks_a_part = chunks_a_part(a.w, a.split);
   const int places = (a.w.tiles() + shape.teams - 1) / shape.teams;
   const dim3 blocks(std::min(places, multiprocessors), a.split);
   shape.rounds = (places + static_cast<int>(blocks.x) - 1) / static_cast<int>(blocks.x);

@@ -75,10 +75,10 @@ __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p
   }
 }
 
-// One pair of finished sums. Returns the magnitude of what SwiGLU makes of it.
+// One pair of finished sums of the columns' part `part`. Returns the magnitude of what SwiGLU makes of it.
 template <int output>
-__device__ __forceinline__ float store_pair(const ProductArgs& a, int tile, int pair, int m, float v0,
-                                            float v1, const QkvPair& qkv) {
+__device__ __forceinline__ float store_pair(const ProductArgs& a, int part, int tile, int pair, int m,
+                                            float v0, float v1, const QkvPair& qkv) {
   if (writes<output>(a, ProductOutput::kQkv)) {
     store_qkv(a, qkv, m, v0, v1);
     return 0;
@@ -88,7 +88,7 @@ __device__ __forceinline__ float store_pair(const ProductArgs& a, int tile, int 
     a.y[m * a.y_stride + (a.first_row + tile * kTileRows) / 2 + pair] = value;
     return fabsf(value);
   }
-  float* y = a.y + (int64_t(blockIdx.y) * a.rows + m) * a.y_stride + a.first_row;
+  float* y = a.y + (int64_t(part) * a.rows + m) * a.y_stride + a.first_row;
   const int n = tile * kTileRows + pair;
   if (n < a.out_rows) y[n] = v0;
   if (n + 8 < a.out_rows) y[n + 8] = v1;

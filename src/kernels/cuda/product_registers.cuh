@@ -27,6 +27,18 @@ class RegisterRing {
 
   __device__ __forceinline__ explicit RegisterRing(const void*) {}
 
+  // Nothing of it is needed any more. Where a ring is filled again in a loop, this has to be said: loads are
+  // conditional, so that registers would be kept for what they leave as it is.
+  __device__ __forceinline__ void forget() {
+#pragma unroll
+    for (Place& p : places_) p = {};
+  }
+  // Returns when what was started at the place is there.
+  __device__ __forceinline__ void await(int place) {
+#pragma unroll
+    for (uint4& v : places_[place].piece) asm volatile("mov.b32 %0, %0;" : "+r"(v.w));
+  }
+
   // Starts what lies at `codes`, whose other rows lie `further` and `high_row` bytes further.
   __device__ __forceinline__ void start(int place, const uint8_t* codes, int64_t further, int64_t high_row,
                                         const uint16_t* scales) {

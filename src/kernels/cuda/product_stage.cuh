@@ -37,7 +37,7 @@ struct Quad {
   // `further` is how far behind it the quad lies that is wanted.
   [[nodiscard]] __device__ __forceinline__ float4 sum(int parts, float scale, int further) const {
     float4 v = __ldcg(reinterpret_cast<const float4*>(hidden + further));
-    float4 add[kMaxParts];
+    float4 add[kMaxParts] = {};
 #pragma unroll
     for (int p = 0; p < kMaxParts; ++p) {  // all on their way before the first is needed
       if (p < parts) add[p] = __ldcg(reinterpret_cast<const float4*>(partials[p] + further));
@@ -188,8 +188,8 @@ class NormedRow {
   float4 norm_[kNormQuads];
 };
 
-// fp16 or float activations of columns [begin, end).
-template <MatrixForm form, bool fine>
+// fp16 or float activations of columns [begin, end), of floats kLoads quads at once.
+template <MatrixForm form, bool fine, int kLoads = 6>
 class PlainRow {
  public:
   __device__ __forceinline__ PlainRow(const ProductInput& in, int begin, int end)
@@ -221,7 +221,6 @@ class PlainRow {
   __device__ __forceinline__ float stage_floats(const RowPlaces<form, fine>& places,
                                                 const uint32_t* row_max) const {
     constexpr bool in_digits = kInDigits<form, fine>;
-    constexpr int kLoads = 6;
     // On its way together with the values; on Turing, whose chunks are in registers, there is none to spare.
     const uint32_t early = kAsync && !in_digits ? __ldcg(row_max) : 0;
     const auto factor = [&] {

@@ -1,4 +1,4 @@
-// Attention of one part of a row's keys by a block of kThreads.
+// Attention of one part of a row's keys by a block of kThreads<depth>.
 //
 // A block takes query heads of one KV head, and each of its warps tiles of 16 keys in turn, with a running
 // softmax. The tensor cores multiply: query heads are the rows of the left operand, eight with what fp16
@@ -14,9 +14,10 @@ namespace qwen2::cuda {
 constexpr int kHeads = 8;  // of one block at most
 
 // What a block's warps share beside their tiles.
+template <int warps, int heads = kHeads>
 struct AttentionShared {
-  float q_bias[kHeads][kMaxBiasPairs][2];
-  float2 softmax[kWarps][kHeads];  // maximum, denominator
+  float q_bias[kHeads][kMaxBiasPairs][2];  // zero where there is no head
+  float2 softmax[warps][heads];            // maximum, denominator
 };
 
 // Bytes of a warp: its tiles of keys and values, one behind the other or in turn, and later its sums.
@@ -44,16 +45,16 @@ __device__ __forceinline__ void split_half(float x, float y, uint32_t& high, uin
 }
 
 // The left operand of the scores: what a thread brings of it, asked for before other loads, and stores in
-// shared memory [dim / 16][32].
+// shared memory [dim / 16][32]; the block has a warp for each of these.
 template <int dim, int bits>
 class Queries {
  public:
   // Before the wait.
-  __device__ __forceinline__ explicit Queries(const Part& part) {
+  __device__ __forceinline__ Queries(const float* q, int heads) {
     const int step = threadIdx.x / kWarp;
     const int head = threadIdx.x % kWarp / 4;
-    if (step < dim / 16 && head < part.heads)
-      from_ = part.q + head * dim + KvTile<dim, bits>::query_dim(step, threadIdx.x % 4, 0);
+    if (step < dim / 16 && head < heads)
+      from_ = q + head * dim + KvTile<dim, bits>::query_dim(step, threadIdx.x % 4, 0);
     settle(from_);
   }
   // After it.
@@ -64,7 +65,6 @@ class Queries {
     pairs_[1] = __ldcg(reinterpret_cast<const float2*>(from_ + kHigh));
   }
   __device__ __forceinline__ void store(uint32_t queries) const {
-    static_assert(kWarps >= dim / 16);
     if (threadIdx.x >= dim / 16 * kWarp) return;
     uint4 out;
     split_half(pairs_[0].x, pairs_[0].y, out.x, out.y);
@@ -130,17 +130,12 @@ struct Running {
   float sums[dim / 8][4] = {};
 };
 
-// Adds a tile, which counts from the part's first key.
-template <int dim, int bits, int depth>
-__device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& part,
-                                         const AttentionShared& shared, uint32_t queries, int tile,
-                                         Tiles<dim, bits, depth>& tiles, Running<dim>& running) {
+// The scores of lane / 4's head with keys 8 n + 2 t + i of a tile, at [n][i].
+template <int dim, int bits>
+__device__ __forceinline__ void score_tile(uint32_t k, uint32_t queries, float (&scores)[2][2]) {
   using Tile = KvTile<dim, bits>;
   const int lane = threadIdx.x % kWarp;
-  const int keys = tiles.count(tile);
   float products[2][2][4] = {};  // of even and odd steps
-  float scores[2][2];
-  const uint32_t k = tiles.arrived(tile, 0);
   Tile::score(k, queries, products);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -149,8 +144,12 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
                             (products[1][j / 2][j % 2] + products[1][j / 2][2 + j % 2])) *
                            Tile::scale(k, key);
   }
-  tiles.read(tile, 0);
-  if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, tile * kTileKeys, shared.q_bias, scores);
+}
+
+// Takes the tile's first `keys` scores into the maximum; the others become minus infinity.
+template <int dim>
+__device__ __forceinline__ void raise_maximum(int keys, float (&scores)[2][2], Running<dim>& running) {
+  const int lane = threadIdx.x % kWarp;
   float maximum = running.maximum;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -171,14 +170,21 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
     }
   }
   running.maximum = maximum;
-  const uint32_t v = tiles.arrived(tile, 1);
+}
+
+// Adds the values `v`, weighed by the scores of their first `keys` keys.
+template <int dim, int bits>
+__device__ __forceinline__ void add_values(uint32_t v, int keys, const float (&scores)[2][2],
+                                           Running<dim>& running) {
+  using Tile = KvTile<dim, bits>;
+  const int lane = threadIdx.x % kWarp;
   uint32_t weights[4];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     float weight[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      weight[i] = __expf(scores[n][i] - maximum);
+      weight[i] = __expf(scores[n][i] - running.maximum);
       running.denominator += weight[i];
       const int key = n * 8 + lane % 4 * 2 + i;
       if (bits == 8)
@@ -187,19 +193,33 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
     split_half(weight[0], weight[1], weights[2 * n], weights[2 * n + 1]);
   }
   Tile::add(v, weights, running.sums);
+}
+
+// Adds a tile, which counts from the part's first key.
+template <int dim, int bits, int depth>
+__device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& part,
+                                         const AttentionShared<kWarps<depth>>& shared, uint32_t queries,
+                                         int tile, Tiles<dim, bits, depth>& tiles, Running<dim>& running) {
+  const int keys = tiles.count(tile);
+  float scores[2][2];
+  score_tile<dim, bits>(tiles.arrived(tile, 0), queries, scores);
+  tiles.read(tile, 0);
+  if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, tile * kTileKeys, shared.q_bias, scores);
+  raise_maximum<dim>(keys, scores, running);
+  add_values<dim, bits>(tiles.arrived(tile, 1), keys, scores, running);
   tiles.read(tile, 1);
 }
 
-// The warp's sums and softmax to shared memory.
+// The warp's sums and softmax to shared memory, of the first `heads`.
 template <int dim, int bits>
-__device__ __forceinline__ void leave_sums(const Part& part, const Running<dim>& running, float2* softmax,
+__device__ __forceinline__ void leave_sums(int heads, const Running<dim>& running, float2* softmax,
                                            uint32_t sums) {
   const int lane = threadIdx.x % kWarp;
   const int head = lane / 4;
   float denominator = running.denominator;
   denominator += __shfl_xor_sync(kFullMask, denominator, 1);
   denominator += __shfl_xor_sync(kFullMask, denominator, 2);
-  if (head >= part.heads) return;
+  if (head >= heads) return;
   if (lane % 4 == 0) softmax[head] = {running.maximum, denominator};
   const uint32_t out = sums + head * (dim + 8) * sizeof(float);
 #pragma unroll
@@ -217,40 +237,42 @@ __device__ __forceinline__ void leave_sums(const Part& part, const Running<dim>&
 }
 
 // Merges the warps, four dimensions a thread: leave(head of the block, the first of them, weighted sums of
-// values, maximum, denominator).
-template <int dim, class Leave>
-__device__ __forceinline__ void merge_warps(const Part& part, const AttentionShared& shared, uint32_t memory,
-                                            int of_warp, const Leave& leave) {
+// values, maximum, denominator). `softmax` [warps][of_block], sums as leave_sums() left them.
+template <int dim, int warps, class Leave>
+__device__ __forceinline__ void merge_warps(int heads, int keys, const float2* softmax, int of_block,
+                                            uint32_t memory, int of_warp, const Leave& leave) {
   constexpr int kLanes = dim / 4;  // of a head
-  static_assert(kHeads * kLanes <= kThreads && kWarps == 8);
+  static_assert(kHeads * kLanes <= warps * kWarp);
   const int lane = threadIdx.x % kWarp;
   const int head = threadIdx.x / kLanes;
-  if (threadIdx.x / kWarp * (kWarp / kLanes) >= part.heads) return;
+  if (threadIdx.x / kWarp * (kWarp / kLanes) >= heads) return;
   const int d = threadIdx.x % kLanes * 4;
-  const int active = min(kWarps, (part.keys + kTileKeys - 1) / kTileKeys);
-  float4 v[kWarps];  // of warps without keys anything
-  const uint32_t sums = memory + (min(head, part.heads - 1) * (dim + 8) + d) * sizeof(float);
+  const int active = min(warps, (keys + kTileKeys - 1) / kTileKeys);
+  float4 v[warps];  // of warps without keys anything
+  const uint32_t sums = memory + (min(head, heads - 1) * (dim + 8) + d) * sizeof(float);
 #pragma unroll
-  for (int w = 0; w < kWarps; ++w) v[w] = load_shared_floats(sums + w * of_warp);
-  // A lane of eight for each warp of the block.
-  const int w = lane % kWarps;
-  const float2 own = w < active ? shared.softmax[w][min(head, part.heads - 1)] : float2{-INFINITY, 0};
+  for (int w = 0; w < warps; ++w) v[w] = load_shared_floats(sums + w * of_warp);
+  // A lane of a group for each warp of the block.
+  constexpr int kGroup = warps <= 8 ? 8 : 16;
+  static_assert(warps <= kGroup && kGroup <= kLanes);
+  const int w = lane % kGroup;
+  const float2 own = w < active ? softmax[w * of_block + min(head, heads - 1)] : float2{-INFINITY, 0};
   float maximum = own.x;
 #pragma unroll
-  for (int o = 1; o < kWarps; o *= 2) maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, o));
+  for (int o = 1; o < kGroup; o *= 2) maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, o));
   const float factor = w < active ? __expf(own.x - maximum) : 0.0F;
   float denominator = __fmul_rn(factor, own.y);
 #pragma unroll
-  for (int o = 1; o < kWarps; o *= 2) denominator += __shfl_xor_sync(kFullMask, denominator, o);
+  for (int o = 1; o < kGroup; o *= 2) denominator += __shfl_xor_sync(kFullMask, denominator, o);
   float4 sum = {};
 #pragma unroll
-  for (int from = 0; from < kWarps; ++from) {
-    const float of = __shfl_sync(kFullMask, factor, lane / kWarps * kWarps + from);
+  for (int from = 0; from < warps; ++from) {
+    const float of = __shfl_sync(kFullMask, factor, lane / kGroup * kGroup + from);
     if (from >= active) continue;
     sum = {__fmaf_rn(of, v[from].x, sum.x), __fmaf_rn(of, v[from].y, sum.y), __fmaf_rn(of, v[from].z, sum.z),
            __fmaf_rn(of, v[from].w, sum.w)};
   }
-  if (head < part.heads) leave(head, d, sum, maximum, denominator);
+  if (head < heads) leave(head, d, sum, maximum, denominator);
 }
 
 // Four floats times `scale`, as fp16.
@@ -259,14 +281,21 @@ __device__ __forceinline__ uint2 to_half(const float4& v, float scale) {
           as_bits(__floats2half2_rn(v.z * scale, v.w * scale))};
 }
 
+// Four neighbouring results.
+__device__ __forceinline__ void store_quad(const RowAttentionArgs& a, int row, int col, uint2 halves) {
+  if (a.order == XOrder::kLaneBlocks) halves = in_lane_order(halves);
+  *reinterpret_cast<uint2*>(a.out + x_place(a.order, a.out_stride, row, col)) = halves;
+}
+
 // The whole of it, for `tiles` in `memory` (of_warp bytes for each warp) whose old keys are on their way;
 // `queries` has kQueryBytes. Waits for the previous kernel.
 template <int dim, int bits, int depth, class Leave>
 __device__ __forceinline__ void attend_part(const RowAttentionArgs& a, const Part& part,
                                             Tiles<dim, bits, depth>& tiles, uint32_t queries, uint32_t memory,
-                                            int of_warp, AttentionShared& shared, const Leave& leave) {
+                                            int of_warp, AttentionShared<kWarps<depth>>& shared,
+                                            const Leave& leave) {
   const int warp = threadIdx.x / kWarp;
-  Queries<dim, bits> brought(part);
+  Queries<dim, bits> brought(part.q, part.heads);
   wait_for_previous();
   brought.bring();
   tiles.go_on();
@@ -276,12 +305,13 @@ __device__ __forceinline__ void attend_part(const RowAttentionArgs& a, const Par
   const int count = (part.keys + kTileKeys - 1) / kTileKeys;
   Running<dim> running;
 #pragma unroll 1
-  for (int tile = warp; tile < count; tile += kWarps)
+  for (int tile = warp; tile < count; tile += kWarps<depth>)
     add_tile<dim, bits, depth>(a, part, shared, queries, tile, tiles, running);
   __syncwarp();
-  leave_sums<dim, bits>(part, running, shared.softmax[warp], memory + warp * of_warp);
+  leave_sums<dim, bits>(part.heads, running, shared.softmax[warp], memory + warp * of_warp);
   __syncthreads();
-  merge_warps<dim>(part, shared, memory, of_warp, leave);
+  merge_warps<dim, kWarps<depth>>(part.heads, part.keys, &shared.softmax[0][0], kHeads, memory, of_warp,
+                                  leave);
 }
 
 }  // namespace qwen2::cuda

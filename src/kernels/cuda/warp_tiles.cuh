@@ -7,9 +7,12 @@
 
 namespace qwen2::cuda {
 
-// Eight warps leave room for blocks of the kernels before and after beside them.
-constexpr int kWarps = 8;
-constexpr int kThreads = kWarps * kWarp;
+// Eight warps leave room for blocks of the kernels before and after beside them. Where kernels do not overlap
+// (see Tiles), twelve have 192 keys in one tile each.
+template <int depth>
+constexpr int kWarps = depth > 0 ? 8 : 12;
+template <int depth>
+constexpr int kThreads = kWarps<depth> * kWarp;
 
 // A block's part of a row.
 struct Part {
@@ -47,13 +50,13 @@ class Tiles {
     wait_copies<kStarts - 1>();
     if (what == 1 && count(tile) < kTileKeys) Tile::clear(count(tile), place(tile, 1));
     __syncwarp();
-    if constexpr (!kAsync) start(what == 0 ? tile : tile + kWarps, 1 - what);
+    if constexpr (!kAsync) start(what == 0 ? tile : tile + kWarps<depth>, 1 - what);
     return place(tile, what);
   }
   // They are read: what comes next in their place.
   __device__ __forceinline__ void read(int tile, int what) {
     __syncwarp();
-    if constexpr (kAsync) start(tile + depth * kWarps, what);
+    if constexpr (kAsync) start(tile + depth * kWarps<depth>, what);
   }
 
  private:
@@ -64,7 +67,7 @@ class Tiles {
 
   static __device__ __forceinline__ int first() { return threadIdx.x / kWarp; }
   [[nodiscard]] __device__ __forceinline__ uint32_t place(int tile, int what) const {
-    return memory_ + (depth == 0 ? 0 : tile / kWarps % kStages * 2 + what) * Tile::kBytes;
+    return memory_ + (depth == 0 ? 0 : tile / kWarps<depth> % kStages * 2 + what) * Tile::kBytes;
   }
   // A part begins with a page.
   [[nodiscard]] __device__ __forceinline__ uint32_t page_of(int tile) const {
@@ -74,7 +77,7 @@ class Tiles {
   __device__ __forceinline__ void start_all(int limit) {
 #pragma unroll 1
     for (; started_ < kStarts; ++started_) {
-      const int tile = first() + started_ / 2 * kWarps;
+      const int tile = first() + started_ / 2 * kWarps<depth>;
       if (count(tile) > 0 && tile * kTileKeys + count(tile) > limit) return;
       start(tile, started_ % 2);
     }
@@ -93,7 +96,7 @@ class Tiles {
       }
     }
     end_copies();
-    if (what == 1) page_ = page_of(tile + kWarps);
+    if (what == 1) page_ = page_of(tile + kWarps<depth>);
   }
 
   const Part& part_;
