@@ -41,6 +41,13 @@ __device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], 
 #endif
 }
 
+// The same of eight columns of a.
+__device__ __forceinline__ void mma_half_step(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
 // Has a value computed here: compilers put that where it is needed, which may be behind a wait.
 template <class T>
 __device__ __forceinline__ void settle(T& v) {

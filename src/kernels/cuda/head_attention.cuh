@@ -82,6 +82,74 @@ class HeadTile {
   uint4 own_ = {};
 };
 
+// With one head, keys and values are the left operand of the tensor cores, which halves their steps: column 0
+// of the right one has what fp16 keeps of the query or the weights, column 1 what it leaves. Every step adds
+// up what attend_rows() adds up in one.
+__device__ __forceinline__ uint32_t right_column(uint32_t kept, uint32_t left) {
+  const int column = threadIdx.x % kWarp / 4;
+  return column == 0 ? kept : column == 1 ? left : 0;
+}
+
+// As score_tile(), but every lane has the scores of the one head.
+template <int dim>
+__device__ __forceinline__ void score_head(uint32_t keys, uint32_t queries, float (&scores)[2][2]) {
+  using Tile = KvTile<dim, 16>;
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t own = keys + Tile::place(lane % 16, lane / 16);
+  float products[2][4] = {};  // of even and odd steps
+#pragma unroll
+  for (int step = 0; step < dim / 16; ++step) {
+    const uint4 q = load_shared(queries + (step * kWarp + lane % 4) * 16);
+    uint32_t k[4];
+    load_matrices(k, own ^ step * 32);
+    mma_half_step(products[step % 2], k[0], k[1], right_column(q.x, q.y));
+    mma_half_step(products[step % 2], k[2], k[3], right_column(q.z, q.w));
+  }
+  // Lanes with t = 0 have keys g and g + 8, of column 0 and 1.
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const float of_key =
+        (products[0][2 * n] + products[0][2 * n + 1]) + (products[1][2 * n] + products[1][2 * n + 1]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) scores[n][i] = __shfl_sync(kFullMask, of_key, (lane % 4 * 2 + i) * 4);
+  }
+}
+
+// sums += weights * values: of dimensions 16 j + g and 16 j + 8 + g in lanes with t = 0, by column.
+template <int dim>
+__device__ __forceinline__ void add_to_head(uint32_t values, const uint32_t (&weights)[4],
+                                            float (&sums)[dim / 16][4]) {
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t own = values + KvTile<dim, 16>::place(lane % 16, lane / 16);
+  const uint32_t first = right_column(weights[0], weights[1]);
+  const uint32_t second = right_column(weights[2], weights[3]);
+#pragma unroll
+  for (int j = 0; j < dim / 16; ++j) {
+    uint32_t v[4];  // of dimensions below and above eight: keys below eight, keys above
+    load_matrices_transposed(v, own ^ j * 32);
+    mma_half_step(sums[j], v[0], v[2], first);
+    mma_half_step(sums[j], v[1], v[3], second);
+  }
+}
+
+// As leave_sums().
+template <int dim>
+__device__ __forceinline__ void leave_head(const RunningSums<dim / 16>& running, float2& softmax,
+                                           uint32_t sums) {
+  const int lane = threadIdx.x % kWarp;
+  float denominator = running.denominator;
+  denominator += __shfl_xor_sync(kFullMask, denominator, 1);
+  denominator += __shfl_xor_sync(kFullMask, denominator, 2);
+  if (lane % 4 > 0) return;
+  if (lane == 0) softmax = {running.maximum, denominator};
+#pragma unroll
+  for (int j = 0; j < dim / 16; ++j) {
+    const uint32_t at = sums + (j * 16 + lane / 4) * sizeof(float);
+    store_4(at, __float_as_uint(running.sums[j][0] + running.sums[j][1]));
+    store_4(at + 8 * sizeof(float), __float_as_uint(running.sums[j][2] + running.sums[j][3]));
+  }
+}
+
 // The only row's head `head`. Calls wait(), which is to return when the step's query, key and value are
 // there, once, as all threads of the block do (by value: nothing of the caller's has to be in memory). Not
 // inlined: what its caller has in registers would not leave room.
@@ -97,7 +165,7 @@ __device__ __noinline__ void attend_head(const RowAttentionArgs& a, int head, ui
   const int kv_head = head / a.heads.group();
   const Part part{kv_head, head, 1, 0, info.position + 1, a.q + head * dim, a.cache.pages + info.page_offset};
   const std::byte* data = a.cache.data + kv_head * kPageBytes;
-  Running<dim> running;
+  RunningSums<dim / 16> running;
   HeadTile<dim> tile(memory + warp * Tile::kBytes);
   bool first = true;
 #pragma unroll 1
@@ -122,13 +190,16 @@ __device__ __noinline__ void attend_head(const RowAttentionArgs& a, int head, ui
     }
     if (key > info.position) break;
     float scores[2][2];
-    score_tile<dim, 16>(tile.keys(), queries, scores);
-    if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, key, shared.q_bias, scores);
-    raise_maximum<dim>(tile.count(), scores, running);
-    add_values<dim, 16>(tile.values(), tile.count(), scores, running);
+    score_head<dim>(tile.keys(), queries, scores);
+    if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, key, shared.q_bias[0], scores);
+    raise_maximum(tile.count(), scores, running);
+    uint32_t weights[4];
+    const uint32_t v = tile.values();
+    make_weights<dim, 16>(v, tile.count(), scores, running, weights);
+    add_to_head<dim>(v, weights, running.sums);
     __syncwarp();
   }
-  leave_sums<dim, 16>(1, running, shared.softmax[warp], memory + warp * Tile::kBytes);
+  leave_head<dim>(running, shared.softmax[warp][0], memory + warp * Tile::kBytes);
   __syncthreads();
   merge_warps<dim, kAttendingWarps>(1, part.keys, &shared.softmax[0][0], 1, memory, Tile::kBytes,
                                     [&](int, int d, const float4& sum, float, float denominator) {

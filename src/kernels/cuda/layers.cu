@@ -26,6 +26,7 @@ struct StageShape {
   int blocks;
   int rounds;  // tiles of each team, at most
   int group_shift;
+  int near_bytes;  // of a team's first tiles, that the stage before brings near
 };
 
 // A layer as the kernel reads it.
@@ -42,10 +43,17 @@ static_assert(sizeof(LayerEntry) <= kLayerEntryBytes && kEntryWords <= kBlockThr
 // all, the more that counts.
 template <MatrixForm form>
 struct Ahead {
-  static constexpr int places = form_bits(form) == 4 ? 3 : 6;
+  static constexpr int places = form_bits(form) == 16 ? 6 : 3;
   static constexpr int at_once = form_bits(form) == 16 ? 3 : form_bits(form) == 8 ? 2 : 1;
   static constexpr int gently = form_bits(form) == 4 ? 1 : 0;
 };
+
+// While some blocks attend, the others have gate and up's first weights brought into the second-level cache:
+// so many bytes a team, but no more in all than a part of that cache; and not before the keys and values,
+// which come from the same memory, had this time in nanoseconds.
+constexpr int kNearBytes = 24 * 1024;
+constexpr int kPartOfCache = 4;
+constexpr unsigned kHeadStart = 1000;
 
 // The warp that waits for other blocks, and the one that says that its own is done: not the same, as either
 // takes its time.
@@ -98,18 +106,25 @@ struct Shared {
   unsigned block_max;
 };
 
-// The attention heads of this block, from the last block on.
+// Heads go to blocks from the last one on.
+__device__ __forceinline__ int first_head() {
+  return static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);
+}
+__device__ __forceinline__ bool attends(const RowAttentionArgs& a) {
+  return first_head() < a.heads.q_heads;
+}
+
+// The block's heads.
 template <int dim>
 __device__ __forceinline__ void attend(const RowAttentionArgs& a, uint4* memory, Shared& shared,
                                        Turns& turns) {
   const int blocks = static_cast<int>(gridDim.x);
-  const int attending = min(a.heads.q_heads, blocks);
-  for (int head = blocks - 1 - static_cast<int>(blockIdx.x); head < a.heads.q_heads; head += blocks) {
+  for (int head = first_head(); head < a.heads.q_heads; head += blocks) {
     attend_head<dim>(a, head, shared_address(memory), shared.attention, [turns] { turns.wait(); });
     __syncthreads();
   }
-  if (static_cast<int>(blockIdx.x) >= blocks - attending) turns.done();
-  turns.expect(attending);
+  if (attends(a)) turns.done();
+  turns.expect(min(a.heads.q_heads, blocks));
 }
 
 // A block's share of one product.
@@ -205,6 +220,24 @@ class StageProduct {
   Activations x_;
 };
 
+// Brings a team's first tiles of a product into the second-level cache, but for the warp that waits.
+__device__ __forceinline__ void bring_near(const DeviceMatrix& w, const StageShape& shape,
+                                           const Place& place) {
+  if (threadIdx.x / kWarp == kWaitingThread / kWarp) return;
+  constexpr int kLine = 128;
+  constexpr int kStep = kSplitWarps * kWarp * kLine;
+  const int of_tile = kTileRows * static_cast<int>(w.row_bytes);
+  int tile = place.first + static_cast<int>(threadIdx.x) / (kSplitWarps * kWarp) * place.stride;
+  int at = static_cast<int>(threadIdx.x) % (kSplitWarps * kWarp) * kLine;  // in the tile
+  __nanosleep(kHeadStart);
+#pragma unroll 1
+  for (int done = at; done < shape.near_bytes; done += kStep, at += kStep) {
+    for (; at >= of_tile; at -= of_tile) tile += place.stride * kTeams;
+    if (tile >= w.tiles()) return;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(w.codes + int64_t(tile) * of_tile + at));
+  }
+}
+
 // A stage of the block after the attention, if there is one. Not inlined, nor is attention: neither has
 // registers to spare for what the other one needs.
 template <MatrixForm form>
@@ -213,6 +246,8 @@ __device__ __noinline__ void run_product(const LayerEntry& own, int stage, const
                                          const Turns turns) {
   StageProduct<form> product(own.products[stage], own.shapes[stage], shared.places[stage]);
   product.ask_early();
+  if (stage == kOutput && !attends(own.attention))
+    bring_near(own.products[kGateUp].w, own.shapes[kGateUp], shared.places[kGateUp]);
   product.stage(memory + sizeof(float) * Reduce<0>::floats, shared, turns);
   product.ask_for_rest();
   if (next != nullptr) bring_entry(next, to);
@@ -278,6 +313,8 @@ StageShape stage_shape(const ProductArgs& a, int multiprocessors, int attending)
   const int teams = std::max(shape.blocks / a.split, 1) * kTeams;
   shape.rounds = (a.w.tiles() + teams - 1) / teams;
   if (is_coarse(a.w)) shape.group_shift = group_shift(a.w);
+  static const int cache = card(cudaDevAttrL2CacheSize);
+  shape.near_bytes = std::min(kNearBytes, cache / kPartOfCache / (multiprocessors * kTeams));
   return shape;
 }
 

@@ -100,19 +100,18 @@ __device__ void stage_bias(const RowAttentionArgs& a, const Part& part,
   }
 }
 
-// This lane's share of it: for one head, of keys 8 n + 2 t + i of a tile.
+// This lane's share of it: for one head, whose products these are, of keys 8 n + 2 t + i of a tile.
 template <int dim>
 __device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const Part& part, int tile_key,
-                                         const float (&q_bias)[kHeads][kMaxBiasPairs][2],
-                                         float (&scores)[2][2]) {
+                                         const float (&q_bias)[kMaxBiasPairs][2], float (&scores)[2][2]) {
   const KeyBiasView& bias = a.cache.key_bias;
   const int32_t* index = bias.index + part.kv_head * kMaxBiasPairs;
   const auto* rotations = reinterpret_cast<const float2*>(a.cache.rotations);
   const int lane = threadIdx.x % kWarp;
 #pragma unroll 1
   for (int pair = 0; pair < bias.pairs; ++pair) {
-    const float b0 = q_bias[lane / 4][pair][0];
-    const float b1 = q_bias[lane / 4][pair][1];
+    const float b0 = q_bias[pair][0];
+    const float b1 = q_bias[pair][1];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int key = min(tile_key + j / 2 * 8 + lane % 4 * 2 + j % 2, part.keys - 1) + part.first_key;
@@ -123,12 +122,14 @@ __device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const Part& 
 }
 
 // A warp's softmax so far, of head lane / 4.
-template <int dim>
-struct Running {
+template <int eights>
+struct RunningSums {
   float maximum = -INFINITY;
   float denominator = 0;  // of this lane's keys
-  float sums[dim / 8][4] = {};
+  float sums[eights][4] = {};
 };
+template <int dim>
+using Running = RunningSums<dim / 8>;
 
 // The scores of lane / 4's head with keys 8 n + 2 t + i of a tile, at [n][i].
 template <int dim, int bits>
@@ -147,8 +148,8 @@ __device__ __forceinline__ void score_tile(uint32_t k, uint32_t queries, float (
 }
 
 // Takes the tile's first `keys` scores into the maximum; the others become minus infinity.
-template <int dim>
-__device__ __forceinline__ void raise_maximum(int keys, float (&scores)[2][2], Running<dim>& running) {
+template <int eights>
+__device__ __forceinline__ void raise_maximum(int keys, float (&scores)[2][2], RunningSums<eights>& running) {
   const int lane = threadIdx.x % kWarp;
   float maximum = running.maximum;
 #pragma unroll
@@ -172,13 +173,13 @@ __device__ __forceinline__ void raise_maximum(int keys, float (&scores)[2][2], R
   running.maximum = maximum;
 }
 
-// Adds the values `v`, weighed by the scores of their first `keys` keys.
-template <int dim, int bits>
-__device__ __forceinline__ void add_values(uint32_t v, int keys, const float (&scores)[2][2],
-                                           Running<dim>& running) {
+// What fp16 keeps and leaves of the weights of keys 8 n + 2 t and the next, at 2 n and 2 n + 1. `v` has the
+// scales of 8-bit values.
+template <int dim, int bits, int eights>
+__device__ __forceinline__ void make_weights(uint32_t v, int keys, const float (&scores)[2][2],
+                                             RunningSums<eights>& running, uint32_t (&weights)[4]) {
   using Tile = KvTile<dim, bits>;
   const int lane = threadIdx.x % kWarp;
-  uint32_t weights[4];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     float weight[2];
@@ -192,7 +193,6 @@ __device__ __forceinline__ void add_values(uint32_t v, int keys, const float (&s
     }
     split_half(weight[0], weight[1], weights[2 * n], weights[2 * n + 1]);
   }
-  Tile::add(v, weights, running.sums);
 }
 
 // Adds a tile, which counts from the part's first key.
@@ -204,9 +204,13 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
   float scores[2][2];
   score_tile<dim, bits>(tiles.arrived(tile, 0), queries, scores);
   tiles.read(tile, 0);
-  if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, tile * kTileKeys, shared.q_bias, scores);
-  raise_maximum<dim>(keys, scores, running);
-  add_values<dim, bits>(tiles.arrived(tile, 1), keys, scores, running);
+  if (a.cache.key_bias.pairs > 0)
+    add_bias<dim>(a, part, tile * kTileKeys, shared.q_bias[threadIdx.x % kWarp / 4], scores);
+  raise_maximum(keys, scores, running);
+  const uint32_t v = tiles.arrived(tile, 1);
+  uint32_t weights[4];
+  make_weights<dim, bits>(v, keys, scores, running, weights);
+  KvTile<dim, bits>::add(v, weights, running.sums);
   tiles.read(tile, 1);
 }
 
