@@ -792,12 +792,13 @@ class RowOfLayers {
 // The single kernels are held against their references elsewhere.
 TEST(GpuLayers, OneKernelGivesWhatManyGive) {
   using enum MatrixForm;
-  for (const LayersCase& c : {LayersCase{kF16, 0, 2, 1536, 1024, 12, 2, 128, 129, 0},
-                              {kInt8, 0, 2, 1536, 1024, 12, 2, 128, 160, 0},
-                              {kInt4, 128, 1, 1536, 8960, 12, 2, 128, 192, 0},
-                              {kInt4, 0, 2, 1536, 1024, 12, 2, 128, 193, 2},
+  for (const LayersCase& c : {LayersCase{kF16, 0, 2, 1536, 256, 12, 2, 128, 129, 0},
+                              {kInt8, 0, 2, 1536, 256, 12, 2, 128, 160, 0},
+                              {kInt4, 128, 2, 256, 8960, 2, 1, 128, 192, 0},
+                              {kF16, 0, 2, 256, 8960, 2, 2, 128, 200, 0},
+                              {kInt4, 0, 2, 1536, 256, 12, 2, 128, 193, 2},
                               {kInt8, 128, 3, 896, 1280, 14, 2, 64, 256, 3},
-                              {kF16, 0, 3, 896, 1280, 14, 2, 64, 16, 0},
+                              {kF16, 0, 3, 896, 256, 14, 2, 64, 16, 0},
                               {kF16, 0, 3, 80, 48, 2, 1, 64, 17, 0},
                               {kInt4, 0, 3, 144, 272, 1, 1, 128, 1, 0},
                               {kInt8, 64, 1, 64, 64, 1, 1, 64, 2, 1}}) {

@@ -59,6 +59,9 @@ constexpr unsigned kHeadStart = 1000;
 // takes its time.
 constexpr int kWaitingThread = 0;
 constexpr int kCountingThread = kBlockThreads - kWarp;
+__device__ __forceinline__ bool waits() {
+  return threadIdx.x / kWarp == kWaitingThread / kWarp;
+}
 
 // What is the same in all layers for this block.
 struct Place {
@@ -148,7 +151,7 @@ class StageProduct {
     ring_.forget();
 #pragma unroll
     for (int i = 0; i < A::at_once; ++i) fetch_.next(ring_, i);
-    if (threadIdx.x / kWarp == kWaitingThread / kWarp) return;
+    if (waits()) return;
 #pragma unroll
     for (int i = A::at_once; i < A::at_once + A::gently; ++i) {
       ring_.await(i - A::at_once);
@@ -159,7 +162,7 @@ class StageProduct {
   __device__ __forceinline__ void ask_for_rest() {
 #pragma unroll
     for (int i = A::at_once; i < WarpRing::kAhead; ++i) {
-      if (i >= A::at_once + A::gently || threadIdx.x / kWarp == kWaitingThread / kWarp) fetch_.next(ring_, i);
+      if (i >= A::at_once + A::gently || waits()) fetch_.next(ring_, i);
     }
   }
 
@@ -223,7 +226,7 @@ class StageProduct {
 // Brings a team's first tiles of a product into the second-level cache, but for the warp that waits.
 __device__ __forceinline__ void bring_near(const DeviceMatrix& w, const StageShape& shape,
                                            const Place& place) {
-  if (threadIdx.x / kWarp == kWaitingThread / kWarp) return;
+  if (waits()) return;
   constexpr int kLine = 128;
   constexpr int kStep = kSplitWarps * kWarp * kLine;
   const int of_tile = kTileRows * static_cast<int>(w.row_bytes);
