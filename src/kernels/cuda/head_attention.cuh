@@ -191,7 +191,7 @@ __device__ __noinline__ void attend_head(const RowAttentionArgs& a, int head, ui
     if (key > info.position) break;
     float scores[2][2];
     score_head<dim>(tile.keys(), queries, scores);
-    if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, key, shared.q_bias[0], scores);
+    if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, key, shared.q_bias, 0, scores);
     raise_maximum(tile.count(), scores, running);
     uint32_t weights[4];
     const uint32_t v = tile.values();

@@ -219,7 +219,7 @@ class StageProduct {
   Walk<WarpRing::kUnit> walk_;
   WarpRing ring_;
   FetchRounds<WarpRing, form, digits> fetch_;
-  RowState state_;
+  RowState state_{.qkv = {}};  // all of it: a loop would keep registers for what is not set
   Activations x_;
 };
 

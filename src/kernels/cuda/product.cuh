@@ -54,7 +54,7 @@ struct RowState {
     float inverse, epsilon;
   } norm = {};
   float largest = 0;  // of this lane's results
-  QkvPair qkv = {};   // of the first tile
+  QkvPair qkv;        // of the first tile
 };
 
 // What a row's products are multiplied by, of several.
@@ -66,8 +66,8 @@ __device__ __forceinline__ float row_factor(const ProductInput& in, int m, int r
 
 // One row's tiles: when a team has the sums of kSplitWarps of them, or of its last ones, each warp adds up
 // those of one tile and stores them. `turn` counts a team's tiles.
-template <class WarpRing, int output, bool digits, class WarpWalk>
-__device__ __forceinline__ void finish_row(const ProductArgs& a, const WarpWalk& walk, int part, int tile,
+template <class WarpRing, int output, bool digits, class WarpWalk, class Part>
+__device__ __forceinline__ void finish_row(const ProductArgs& a, const WarpWalk& walk, Part part, int tile,
                                            int turn, int in_team, const Sums<0>& sums, float* buffer,
                                            RowState& state) {
   const int warp = threadIdx.x / kWarp;
@@ -123,8 +123,8 @@ __device__ __forceinline__ void add_warps(const float* from, int of_warp, float 
 }
 
 // The same of several rows.
-template <class WarpRing, int NT, int output>
-__device__ __forceinline__ void finish_rows(const ProductArgs& a, int part, int tile, int turn, int team,
+template <class WarpRing, int NT, int output, class Part>
+__device__ __forceinline__ void finish_rows(const ProductArgs& a, Part part, int tile, int turn, int team,
                                             int in_team, const Sums<NT>& sums, float* buffer,
                                             const float* factors, unsigned* block_max) {
   using R = Reduce<NT>;
@@ -296,9 +296,10 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsyn
 
   const auto finish = [&](int tile, int turn, const Sums<NT>& sums) {
     if constexpr (NT == 0) {
-      finish_row<WarpRing, output, digits>(a, walk, part, tile, turn, in_team, sums, buffer, state);
+      finish_row<WarpRing, output, digits>(a, walk, blockIdx.y, tile, turn, in_team, sums, buffer, state);
     } else {
-      finish_rows<WarpRing, NT, output>(a, part, tile, turn, team, in_team, sums, buffer, factors, block_max);
+      finish_rows<WarpRing, NT, output>(a, blockIdx.y, tile, turn, team, in_team, sums, buffer, factors,
+                                        block_max);
     }
   };
   const auto asked_for = [&](int left) {

@@ -76,8 +76,8 @@ __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p
 }
 
 // One pair of finished sums of the columns' part `part`. Returns the magnitude of what SwiGLU makes of it.
-template <int output>
-__device__ __forceinline__ float store_pair(const ProductArgs& a, int part, int tile, int pair, int m,
+template <int output, class Part>
+__device__ __forceinline__ float store_pair(const ProductArgs& a, Part part, int tile, int pair, int m,
                                             float v0, float v1, const QkvPair& qkv) {
   if (writes<output>(a, ProductOutput::kQkv)) {
     store_qkv(a, qkv, m, v0, v1);

@@ -37,7 +37,11 @@ struct Quad {
   // `further` is how far behind it the quad lies that is wanted.
   [[nodiscard]] __device__ __forceinline__ float4 sum(int parts, float scale, int further) const {
     float4 v = __ldcg(reinterpret_cast<const float4*>(hidden + further));
-    float4 add[kMaxParts] = {};
+    float4 add[kMaxParts];
+    if constexpr (!kAsync) {  // a loop would keep registers for those that are not loaded
+#pragma unroll
+      for (float4& part : add) part = {};
+    }
 #pragma unroll
     for (int p = 0; p < kMaxParts; ++p) {  // all on their way before the first is needed
       if (p < parts) add[p] = __ldcg(reinterpret_cast<const float4*>(partials[p] + further));

@@ -100,18 +100,19 @@ __device__ void stage_bias(const RowAttentionArgs& a, const Part& part,
   }
 }
 
-// This lane's share of it: for one head, whose products these are, of keys 8 n + 2 t + i of a tile.
+// This lane's share of it: for the block's head `head`, of keys 8 n + 2 t + i of a tile.
 template <int dim>
 __device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const Part& part, int tile_key,
-                                         const float (&q_bias)[kMaxBiasPairs][2], float (&scores)[2][2]) {
+                                         const float (&q_bias)[kHeads][kMaxBiasPairs][2], int head,
+                                         float (&scores)[2][2]) {
   const KeyBiasView& bias = a.cache.key_bias;
   const int32_t* index = bias.index + part.kv_head * kMaxBiasPairs;
   const auto* rotations = reinterpret_cast<const float2*>(a.cache.rotations);
   const int lane = threadIdx.x % kWarp;
 #pragma unroll 1
   for (int pair = 0; pair < bias.pairs; ++pair) {
-    const float b0 = q_bias[pair][0];
-    const float b1 = q_bias[pair][1];
+    const float b0 = q_bias[head][pair][0];
+    const float b1 = q_bias[head][pair][1];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int key = min(tile_key + j / 2 * 8 + lane % 4 * 2 + j % 2, part.keys - 1) + part.first_key;
@@ -205,7 +206,7 @@ __device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& 
   score_tile<dim, bits>(tiles.arrived(tile, 0), queries, scores);
   tiles.read(tile, 0);
   if (a.cache.key_bias.pairs > 0)
-    add_bias<dim>(a, part, tile * kTileKeys, shared.q_bias[threadIdx.x % kWarp / 4], scores);
+    add_bias<dim>(a, part, tile * kTileKeys, shared.q_bias, threadIdx.x % kWarp / 4, scores);
   raise_maximum(keys, scores, running);
   const uint32_t v = tiles.arrived(tile, 1);
   uint32_t weights[4];
