@@ -75,7 +75,8 @@ __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p
   }
 }
 
-// One pair of finished sums of the columns' part `part`. Returns the magnitude of what SwiGLU makes of it.
+// One pair of finished sums of the columns' part `part`, in the integer type in which a kernel has it: an
+// index of blocks is not worth a conversion. Returns the magnitude of what SwiGLU makes of it.
 template <int output, class Part>
 __device__ __forceinline__ float store_pair(const ProductArgs& a, Part part, int tile, int pair, int m,
                                             float v0, float v1, const QkvPair& qkv) {
