@@ -173,6 +173,7 @@ Status CudaBackend::separate_key_bias() {
 }
 
 Status CudaBackend::prepare_layers() {
+  if (!cuda::card_runs_layers()) return {};
   const std::vector<cuda::LayerArgs> layers = layers_of_a_row();
   if (!cuda::can_run_layers(layers)) return {};
   const std::vector<std::byte> table = cuda::layers_table(layers);

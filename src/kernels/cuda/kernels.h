@@ -167,8 +167,8 @@ struct LayerArgs {
   RowAttentionArgs attention;
 };
 
-// All layers in one kernel, with the results of the single kernels. Where kernels cannot overlap (below
-// sm_80), this is faster.
+// All layers in one kernel, with the results of the single kernels. Made for chips below sm_80, which have no
+// copies that go on by themselves and no dependent launch.
 struct LayersArgs {
   const void* table = nullptr;  // layers_table(), on the card: kLayerEntryBytes a layer at most
   int layers = 0;
@@ -177,7 +177,8 @@ struct LayersArgs {
   size_t staged_bytes = 0;      // of the widest activations
   uint32_t* arrived = nullptr;  // [1], zeroed by the caller before every run
 };
-// Whether the card wants it, and the kernel is made for these layers.
+// Whether the card's kernels are those of such a chip; and whether this one is made for these layers.
+bool card_runs_layers();
 bool can_run_layers(std::span<const LayerArgs> layers);
 std::vector<std::byte> layers_table(std::span<const LayerArgs> layers);
 LayersArgs layers_args(std::span<const LayerArgs> layers, const void* table, uint32_t* arrived);

@@ -1,4 +1,4 @@
-// One row through all layers in one kernel, where kernels cannot overlap.
+// One row through all layers in one kernel, below sm_80.
 //
 // Every multiprocessor has one block, which takes its share of each product in turn; between two stages all
 // blocks wait for each other. What a kernel of its own could not do before the one ahead of it ends is done
@@ -26,7 +26,7 @@ struct StageShape {
   int blocks;
   int rounds;  // tiles of each team, at most
   int group_shift;
-  int near_bytes;  // of a team's first tiles, that the stage before brings near
+  int near_bytes;  // of a team's first tiles: what is brought near of gate and up
 };
 
 // A layer as the kernel reads it.
@@ -265,6 +265,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     layers_kernel(const LayerEntry* __restrict__ table, int count, uint32_t* arrived) {
   if constexpr (!kAsync) {  // elsewhere nobody launches it
     extern __shared__ __align__(kTileAlignment) uint4 shared_memory[];
+    // Bytes: shared memory cannot have what a constructor would set.
     __shared__ __align__(16) std::byte shared_bytes[sizeof(Shared)];
     Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
     bring_entry(table, shared.layers[0]);
@@ -337,11 +338,15 @@ bool suits(const ProductArgs& a, MatrixForm form) {
 
 }  // namespace
 
+bool card_runs_layers() {
+  static const bool runs = compiled_for(layers_kernel<MatrixForm::kF16, 128>) < 80 &&
+                           card(cudaDevAttrCooperativeLaunch) != 0 &&
+                           card(cudaDevAttrMultiProcessorCount) >= kMaxParts;
+  return runs;
+}
+
 bool can_run_layers(std::span<const LayerArgs> layers) {
-  static const bool suitable_card = compiled_for(layers_kernel<MatrixForm::kF16, 128>) < 80 &&
-                                    card(cudaDevAttrCooperativeLaunch) != 0 &&
-                                    card(cudaDevAttrMultiProcessorCount) >= kMaxParts;
-  if (!suitable_card || layers.empty()) return false;
+  if (!card_runs_layers() || layers.empty()) return false;
   const MatrixForm form = layers.front().qkv.w.form;
   return std::all_of(layers.begin(), layers.end(), [&](const LayerArgs& layer) {
     return layer.attention.cache.kv_bits == 16 && suits(layer.qkv, form) && suits(layer.output, form) &&

@@ -66,8 +66,8 @@ __device__ __forceinline__ float row_factor(const ProductInput& in, int m, int r
 
 // One row's tiles: when a team has the sums of kSplitWarps of them, or of its last ones, each warp adds up
 // those of one tile and stores them. `turn` counts a team's tiles.
-template <class WarpRing, int output, bool digits, class WarpWalk, class Part>
-__device__ __forceinline__ void finish_row(const ProductArgs& a, const WarpWalk& walk, Part part, int tile,
+template <class WarpRing, int output, bool digits, class WarpWalk, class Index>
+__device__ __forceinline__ void finish_row(const ProductArgs& a, const WarpWalk& walk, Index part, int tile,
                                            int turn, int in_team, const Sums<0>& sums, float* buffer,
                                            RowState& state) {
   const int warp = threadIdx.x / kWarp;
@@ -123,8 +123,8 @@ __device__ __forceinline__ void add_warps(const float* from, int of_warp, float 
 }
 
 // The same of several rows.
-template <class WarpRing, int NT, int output, class Part>
-__device__ __forceinline__ void finish_rows(const ProductArgs& a, Part part, int tile, int turn, int team,
+template <class WarpRing, int NT, int output, class Index>
+__device__ __forceinline__ void finish_rows(const ProductArgs& a, Index part, int tile, int turn, int team,
                                             int in_team, const Sums<NT>& sums, float* buffer,
                                             const float* factors, unsigned* block_max) {
   using R = Reduce<NT>;

@@ -75,10 +75,10 @@ __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p
   }
 }
 
-// One pair of finished sums of the columns' part `part`, in the integer type in which a kernel has it: an
-// index of blocks is not worth a conversion. Returns the magnitude of what SwiGLU makes of it.
-template <int output, class Part>
-__device__ __forceinline__ float store_pair(const ProductArgs& a, Part part, int tile, int pair, int m,
+// One pair of finished sums of the columns' part `part`, in whichever integer type the kernel has it. Returns
+// the magnitude of what SwiGLU makes of it.
+template <int output, class Index>
+__device__ __forceinline__ float store_pair(const ProductArgs& a, Index part, int tile, int pair, int m,
                                             float v0, float v1, const QkvPair& qkv) {
   if (writes<output>(a, ProductOutput::kQkv)) {
     store_qkv(a, qkv, m, v0, v1);

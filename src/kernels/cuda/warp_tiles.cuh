@@ -7,8 +7,8 @@
 
 namespace qwen2::cuda {
 
-// Eight warps leave room for blocks of the kernels before and after beside them. Where kernels do not overlap
-// (see Tiles), twelve have 192 keys in one tile each.
+// Eight warps leave room for blocks of the kernels before and after beside them. A depth of zero (see
+// Tiles) has no such kernels: twelve warps have 192 keys in one tile each.
 template <int depth>
 constexpr int kWarps = depth > 0 ? 8 : 12;
 template <int depth>
