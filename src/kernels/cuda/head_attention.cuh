@@ -186,6 +186,7 @@ __device__ __noinline__ void attend_head(const RowAttentionArgs& a, int head, ui
       __syncthreads();
       first = false;
     } else if (key <= info.position) {
+      __syncwarp();  // what start() stored comes before the step's own key
       tile.start_own();
     }
     if (key > info.position) break;

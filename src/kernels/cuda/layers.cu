@@ -194,12 +194,16 @@ class StageProduct {
     x_ = {row.x + (digits ? lane / 4 % 2 * kLowDigit : 0) + 16 * (lane % 4), 0, row.scales};
   }
 
-  // With `buffer` for sums.
-  __device__ __forceinline__ void multiply(float* buffer) {
+  // With `buffer` for sums. Every team meets as often as the one with the most tiles, of `rounds`: nothing
+  // depends on it, but racecheck takes the block's next barrier for none where teams differ.
+  __device__ __forceinline__ void multiply(float* buffer, int rounds) {
     const auto finish = [&](int tile, int turn, const Sums<0>& sums) {
       finish_row<WarpRing, kAnyOutput, digits>(a_, walk_, part_, tile, turn, in_team(), sums, buffer, state_);
     };
     multiply_tiles<form, 0, false>(a_.w, walk_, ring_, fetch_, x_, finish, [](int) {});
+#pragma unroll 1
+    for (int meetings = row_meetings(walk_.tiles); meetings < row_meetings(rounds); ++meetings)
+      team_barrier(team());
   }
   __device__ __forceinline__ void leave_largest(Shared& shared) {
     if (a_.output != ProductOutput::kSwiglu || a_.row_max == nullptr) return;
@@ -255,7 +259,7 @@ __device__ __noinline__ void run_product(const LayerEntry& own, int stage, const
   product.ask_for_rest();
   if (next != nullptr) bring_entry(next, to);
   __syncthreads();
-  product.multiply(reinterpret_cast<float*>(memory));
+  product.multiply(reinterpret_cast<float*>(memory), shared.places[stage].rounds);
   product.leave_largest(shared);
   turns.done();
 }

@@ -64,6 +64,11 @@ __device__ __forceinline__ float row_factor(const ProductInput& in, int m, int r
   return in.row_max != nullptr ? half_scale(__uint_as_float(__ldcg(in.row_max + m))) : 1.0F;
 }
 
+// How often a team's warps meet in finish_row() for so many tiles.
+constexpr int row_meetings(int tiles) {
+  return (tiles + kSplitWarps - 1) / kSplitWarps;
+}
+
 // One row's tiles: when a team has the sums of kSplitWarps of them, or of its last ones, each warp adds up
 // those of one tile and stores them. `turn` counts a team's tiles.
 template <class WarpRing, int output, bool digits, class WarpWalk, class Index>
