@@ -83,6 +83,8 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   QWEN2_TRY(dense_, CublasLt::open(w_.gemm, kCudaGemmWorkspace));
   QWEN2_CHECK(separate_key_bias());
   QWEN2_CHECK(prepare_layers());
+  // What was sent from memory that is not page-locked may be on its way yet, and stream_ waits for no other.
+  QWEN2_CHECK(cuda_status(cudaDeviceSynchronize(), "sending the model"));
   QWEN2_CHECK(record_graphs());
   QWEN2_CHECK(load_kernels());
   const uint64_t held = device_memory().value_or(0);
@@ -206,7 +208,8 @@ Status CudaBackend::load_kernels() {
                             .in_step = 0,
                             .uniform = 0.5};
   QWEN2_CHECK(cuda_status(
-      cudaMemcpy(w_.inputs + w_.samples_offset(), &row, sizeof(row), cudaMemcpyHostToDevice), "sampling"));
+      cudaMemcpyAsync(w_.inputs + w_.samples_offset(), &row, sizeof(row), cudaMemcpyHostToDevice, stream_),
+      "sampling"));
   cuda::sample(sample_args(1), {.penalised = true, .greedy = true, .drawn = true}, stream_);
   return cuda_status(cudaStreamSynchronize(stream_), "the first prompt");
 }
