@@ -119,12 +119,12 @@ Status CudaBackend::begin(std::span<const Chunk> chunks, std::span<Sampler* cons
   // By place, which is the order in which groups take them.
   std::vector<Sampler*> by_place(samplers.size());
   for (size_t i = 0; i < samplers.size(); ++i) by_place[static_cast<size_t>(logits_order_[i])] = samplers[i];
-  for (const Group& group : groups) QWEN2_CHECK(run_group(group, by_place));
   Begun step{{samplers.begin(), samplers.end()},
              logits_order_,
              token_place(steps_),
              done_[static_cast<size_t>(steps_ % 2)]};
-  QWEN2_CHECK(cuda_status(cudaEventRecord(step.done, stream_), "a step"));
+  for (const Group& group : groups)
+    QWEN2_CHECK(run_group(group, by_place, &group == &groups.back() ? step.done : nullptr));
   // A chunk of the next step says "the i-th token" in the order of the samplers.
   pending_order_ = logits_order_;
   begun_.push_back(std::move(step));
@@ -184,12 +184,23 @@ Status CudaBackend::fetch_logits(int64_t row, int64_t place) {
       "fetching logits");
 }
 
+cuda::EmbedArgs CudaBackend::embedding(int64_t rows, float* hidden) const {
+  cuda::EmbedArgs embed;
+  embed.embedding = weights_.embedding.front().matrix;
+  embed.rows = static_cast<int>(rows);
+  embed.sampled = w_.tokens;
+  embed.hidden = hidden;
+  embed.clear = w_.row_max;
+  embed.clear_count = static_cast<int>(config_.layers * cuda::kMaxRows + 1);
+  return embed;
+}
+
 // Everything of a group that the card needs. The card fetches it itself: a copy between two steps would hold
 // up the second.
-Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers) {
+Result<cuda::FetchArgs> CudaBackend::write_inputs(const Group& group, int64_t padded_rows,
+                                                  std::span<Sampler* const> samplers) {
   const Inputs& inputs = inputs_[next_inputs_];
-  next_inputs_ = 1 - next_inputs_;
-  QWEN2_CHECK(cuda_status(cudaEventSynchronize(inputs.sent), "sending a step"));
+  QWEN2_CHECK(cuda_status(cudaEventSynchronize(inputs.free), "sending a step"));
   std::byte* host = inputs.host.data();
   auto* rows = reinterpret_cast<Row*>(host);
   auto* words = reinterpret_cast<uint32_t*>(host + w_.words_offset());
@@ -221,9 +232,10 @@ Status CudaBackend::upload(const Group& group, int64_t padded_rows, std::span<Sa
   fetch.pieces[0] = {0, padded_rows * CudaWorkspace::kRowBytes};
   fetch.pieces[1] = {w_.samples_offset(), samples_count * CudaWorkspace::kSampleBytes};
   fetch.pieces[2] = {w_.words_offset(), int64_t{word} * 4};
-  cuda::fetch(fetch, stream_);
-  QWEN2_CHECK(cuda_status(cudaGetLastError(), "sending a step"));
-  return cuda_status(cudaEventRecord(inputs.sent, stream_), "sending a step");
+  fetch.embed = embedding(padded_rows, group.is_prompt ? w_.prompt_hidden : w_.hidden[0]);
+  fetch.embed.row_info = rows;
+  for (int64_t i = 0; i < samples_count; ++i) fetch.embed.first_tokens[i] = rows[i].token;
+  return fetch;
 }
 
 // Recorded steps take the likeliest tokens themselves.
@@ -258,24 +270,31 @@ void CudaBackend::write_samples(const Group& group, std::span<Sampler* const> sa
   }
 }
 
-Status CudaBackend::run_group(const Group& group, std::span<Sampler* const> samplers) {
+Status CudaBackend::run_group(const Group& group, std::span<Sampler* const> samplers, cudaEvent_t done) {
   const int64_t longest = std::accumulate(
       group.pieces.begin(), group.pieces.end(), int64_t{0}, [](int64_t length, const Chunk& chunk) {
         return std::max(length, chunk.position + static_cast<int64_t>(chunk.tokens.size()));
       });
   if (group.is_prompt) {
-    QWEN2_CHECK(upload(group, group.rows, samplers));
+    QWEN2_TRY(const cuda::FetchArgs fetch, write_inputs(group, group.rows, samplers));
+    cuda::fetch(fetch, stream_);
     QWEN2_CHECK(run_prompt(group.pieces.front()));
     if (!group.wanted.empty()) QWEN2_CHECK(prompt_head(group.rows - 1, 1));
   } else {
     const int bucket = row_bucket(group.rows);
-    QWEN2_CHECK(upload(group, bucket, samplers));
-    const auto graph = graphs_.find({bucket, split_class(longest)});
-    if (graph == graphs_.end()) return fail(ErrorKind::kInternal, "no recorded step of {} rows", bucket);
-    QWEN2_CHECK(cuda_status(cudaGraphLaunch(graph->second, stream_), "a step"));
+    const auto found = recorded_.find({bucket, split_class(longest)});
+    if (found == recorded_.end()) return fail(ErrorKind::kInternal, "no recorded step of {} rows", bucket);
+    const RecordedStep& step = found->second;
+    QWEN2_TRY(const cuda::FetchArgs fetch, write_inputs(group, bucket, samplers));
+    QWEN2_CHECK(cuda_status(cuda::set_fetch(step.exec, step.fetch, fetch), "a step's inputs"));
+    QWEN2_CHECK(cuda_status(cudaGraphLaunch(step.exec, stream_), "a step"));
   }
   if (!samplers.empty() && !group.wanted.empty()) enqueue_sampling(group, samplers);
-  return cuda_status(cudaGetLastError(), "a step");
+  QWEN2_CHECK(cuda_status(cudaGetLastError(), "a step"));
+  Inputs& inputs = inputs_[next_inputs_];
+  next_inputs_ = 1 - next_inputs_;
+  inputs.free = done != nullptr ? done : inputs.group_done;
+  return cuda_status(cudaEventRecord(inputs.free, stream_), "a step");
 }
 
 void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const {

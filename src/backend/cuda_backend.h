@@ -58,13 +58,17 @@ class CudaBackend final : public Backend {
   // In cuda_start.cpp.
   Status open_device();
   Status allocate();
-  Status record_graphs();
+  Status record_steps();
+  Status record_step(int rows, int splits);
   Status load_kernels();
   Status separate_key_bias();
   Status prepare_layers();
   Result<std::vector<Group>> group(std::span<const Chunk> chunks);
-  Status run_group(const Group& group, std::span<Sampler* const> samplers);
-  Status upload(const Group& group, int64_t padded_rows, std::span<Sampler* const> samplers);
+  // `done` is recorded behind the last group of a step that has such an event.
+  Status run_group(const Group& group, std::span<Sampler* const> samplers, cudaEvent_t done = nullptr);
+  Result<cuda::FetchArgs> write_inputs(const Group& group, int64_t padded_rows,
+                                       std::span<Sampler* const> samplers);
+  [[nodiscard]] cuda::EmbedArgs embedding(int64_t rows, float* hidden) const;
   void write_samples(const Group& group, std::span<Sampler* const> samplers, cuda::SampleRow* samples,
                      uint32_t* words, int32_t& word) const;
   // Where this step's tokens, or the one's before it, lie among all.
@@ -117,10 +121,12 @@ class CudaBackend final : public Backend {
   std::string device_name_;
   std::string bus_id_;
   DeviceBuffer weights_memory_, kv_memory_, workspace_memory_;
-  // Inputs go to the card from two buffers in turn; `sent` says when one is free again.
+  // Inputs go to the card from two buffers in turn. A buffer is free again when its group is through: behind
+  // the last one of a step, the step's own event says so.
   struct Inputs {
     PinnedBuffer host;
-    cudaEvent_t sent = nullptr;
+    cudaEvent_t group_done = nullptr;
+    cudaEvent_t free = nullptr;  // one of both
   };
   std::array<Inputs, 2> inputs_;
   size_t next_inputs_ = 0;
@@ -140,9 +146,15 @@ class CudaBackend final : public Backend {
   CudaWeights weights_;
   CudaWorkspace w_;
   std::vector<int> layer_bias_pairs_;
-  std::optional<cuda::LayersArgs> layers_;                 // of a short row, where all layers are one kernel
-  std::map<std::pair<int, int>, cudaGraphExec_t> graphs_;  // by rows and splits
-  int64_t row_limit_ = 0;                                  // of a group
+  std::optional<cuda::LayersArgs> layers_;  // of a short row, where all layers are one kernel
+  // A step as it was recorded. Its first node fetches the inputs: its arguments are new each time.
+  struct RecordedStep {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    cudaGraphNode_t fetch = nullptr;
+  };
+  std::map<std::pair<int, int>, RecordedStep> recorded_;  // by rows and splits
+  int64_t row_limit_ = 0;                                 // of a group
   std::vector<int64_t> logits_order_;
   std::vector<int64_t> pending_order_;  // of the tokens of the step begun last
 };

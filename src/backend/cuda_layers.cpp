@@ -76,18 +76,9 @@ void CudaBackend::multiply(const CudaMatrix& matrix, ProductArgs args) const {
   }
 }
 
-// The model, top to bottom, for rows whose inputs lie in the workspace, and the tokens of those that are
-// sampled the plain way.
+// The layers and the head, for rows whose inputs and embeddings lie in the workspace, and the tokens of those
+// that are sampled the plain way.
 void CudaBackend::enqueue_rows(int count, int max_splits) const {
-  cuda::EmbedArgs embed;
-  embed.embedding = weights_.embedding.front().matrix;
-  embed.rows = count;
-  embed.row_info = rows();
-  embed.sampled = w_.tokens;
-  embed.hidden = w_.hidden[0];
-  embed.clear = w_.row_max;
-  embed.clear_count = static_cast<int>(config_.layers * cuda::kMaxRows + 1);
-  cuda::embed(embed, stream_);
   int current = 0;
   if (count == 1 && max_splits == 1 && layers_) {
     cuda::run_layers(*layers_, stream_);

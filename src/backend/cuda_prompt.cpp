@@ -6,16 +6,10 @@
 
 namespace qwen2 {
 
-// The model, top to bottom. Leaves the residual stream of every row in prompt_hidden.
+// The layers, whose inputs and embeddings lie in the workspace. Leaves the residual stream of every row in
+// prompt_hidden.
 Status CudaBackend::run_prompt(const Chunk& chunk) {
   const auto count = static_cast<int>(chunk.tokens.size());
-  cuda::EmbedArgs embed;
-  embed.embedding = weights_.embedding.front().matrix;
-  embed.rows = count;
-  embed.row_info = rows();
-  embed.sampled = w_.tokens;
-  embed.hidden = w_.prompt_hidden;
-  cuda::embed(embed, stream_);
   for (int layer = 0; layer < config_.layers; ++layer) {
     const CudaLayer& w = weights_.layers[static_cast<size_t>(layer)];
     prompt_norm(w.input_norm, count, layer == 0 ? 0 : 1, w_.prompt_row_max);
@@ -94,7 +88,7 @@ Status CudaBackend::prompt_attention(int layer, const Chunk& chunk) {
   attention.positions = static_cast<int>(plan_.limits.max_model_len);
   attention.heads = heads();
   attention.cache = kv;
-  attention.pages = words() + 1;  // after the page of padding rows: see upload()
+  attention.pages = words() + 1;  // after the page of padding rows: see write_inputs()
   attention.q = w_.prompt_q;
   attention.out = w_.prompt_x;
   attention.out_stride = cuda_row_stride(config_.q_size());

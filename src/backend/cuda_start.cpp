@@ -29,9 +29,12 @@ Result<std::unique_ptr<Backend>> create_cuda_backend(const Checkpoint& checkpoin
 
 CudaBackend::~CudaBackend() {
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
-  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (const auto& [key, step] : recorded_) {
+    cudaGraphExecDestroy(step.exec);
+    cudaGraphDestroy(step.graph);
+  }
   for (const Inputs& inputs : inputs_) {
-    if (inputs.sent != nullptr) cudaEventDestroy(inputs.sent);
+    if (inputs.group_done != nullptr) cudaEventDestroy(inputs.group_done);
   }
   for (const cudaEvent_t done : done_) {
     if (done != nullptr) cudaEventDestroy(done);
@@ -85,7 +88,7 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   QWEN2_CHECK(prepare_layers());
   // What was sent from memory that is not page-locked may be on its way yet, and stream_ waits for no other.
   QWEN2_CHECK(cuda_status(cudaDeviceSynchronize(), "sending the model"));
-  QWEN2_CHECK(record_graphs());
+  QWEN2_CHECK(record_steps());
   QWEN2_CHECK(load_kernels());
   const uint64_t held = device_memory().value_or(0);
   if (held > plan_.budget) {
@@ -110,7 +113,9 @@ Status CudaBackend::allocate() {
 
   for (Inputs& inputs : inputs_) {
     QWEN2_TRY(inputs.host, PinnedBuffer::allocate(static_cast<size_t>(w_.input_bytes()), "a step's inputs"));
-    QWEN2_CHECK(cuda_status(cudaEventCreateWithFlags(&inputs.sent, cudaEventDisableTiming), "an event"));
+    QWEN2_CHECK(
+        cuda_status(cudaEventCreateWithFlags(&inputs.group_done, cudaEventDisableTiming), "an event"));
+    inputs.free = inputs.group_done;
   }
   for (cudaEvent_t& done : done_) {
     QWEN2_CHECK(cuda_status(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "an event"));
@@ -190,10 +195,14 @@ Status CudaBackend::prepare_layers() {
 Status CudaBackend::load_kernels() {
   const int64_t chunk = std::min(plan_.limits.prefill_chunk, plan_.limits.max_model_len);
   const std::vector<TokenId> tokens(static_cast<size_t>(chunk));
+  const std::vector<uint32_t> pages(static_cast<size_t>((chunk + cuda::kPageTokens - 1) / cuda::kPageTokens));
   for (int64_t size = kShortChunk + 1; size < 2 * chunk; size = size < 32 ? 32 : size * 2) {
-    Chunk prompt;
-    prompt.tokens = std::span(tokens).first(static_cast<size_t>(std::min(size, chunk)));
-    QWEN2_CHECK(run_prompt(prompt));
+    Group prompt;
+    prompt.rows = std::min(size, chunk);
+    prompt.is_prompt = true;
+    prompt.pieces.emplace_back().tokens = std::span(tokens).first(static_cast<size_t>(prompt.rows));
+    prompt.pieces.front().pages = pages;
+    QWEN2_CHECK(run_group(prompt, {}));
   }
   QWEN2_CHECK(prompt_head(0, 1));
   const cuda::SampleRow row{.logits_row = 0,
@@ -214,30 +223,38 @@ Status CudaBackend::load_kernels() {
   return cuda_status(cudaStreamSynchronize(stream_), "the first prompt");
 }
 
-Status CudaBackend::record_graphs() {
+Status CudaBackend::record_steps() {
   row_limit_ =
       row_bucket(std::min<int64_t>(cuda::kMaxRows, std::max(kShortChunk, plan_.limits.max_num_seqs)));
   const int last_class = split_class(plan_.limits.max_model_len);
   for (int rows = 1; rows <= row_limit_; rows *= 2) {
     for (const int splits : kSplitClasses) {
       if (splits > last_class) break;
-      enqueue_rows(rows, splits);  // once without recording: loads the kernels
-      QWEN2_CHECK(cuda_status(cudaGetLastError(), "launching the first step"));
-      QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "the first step"));
-      QWEN2_CHECK(
-          cuda_status(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording"));
-      enqueue_rows(rows, splits);
-      const cudaError_t launched = cudaGetLastError();
-      cudaGraph_t graph = nullptr;
-      QWEN2_CHECK(cuda_status(cudaStreamEndCapture(stream_, &graph), "recording a step"));
-      QWEN2_CHECK(cuda_status(launched, "launching a recorded step"));
-      const cudaError_t made = cudaGraphInstantiate(&graphs_[{rows, splits}], graph, 0);
-      cudaGraphDestroy(graph);
-      QWEN2_CHECK(cuda_status(made, "preparing a recorded step"));
-      QWEN2_CHECK(cuda_status(cudaGraphUpload(graphs_[{rows, splits}], stream_), "sending a recorded step"));
+      QWEN2_CHECK(record_step(rows, splits));
     }
   }
   return cuda_status(cudaStreamSynchronize(stream_), "preparing recorded steps");
+}
+
+Status CudaBackend::record_step(int rows, int splits) {
+  const auto enqueue = [&] {
+    cuda::FetchArgs nothing;
+    nothing.embed = embedding(rows, w_.hidden[0]);
+    cuda::fetch(nothing, stream_);
+    enqueue_rows(rows, splits);
+    return cudaGetLastError();
+  };
+  QWEN2_CHECK(cuda_status(enqueue(), "launching the first step"));  // not recorded: loads the kernels
+  QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "the first step"));
+  RecordedStep& step = recorded_[{rows, splits}];
+  QWEN2_CHECK(cuda_status(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording"));
+  const cudaError_t launched = enqueue();
+  QWEN2_CHECK(cuda_status(cudaStreamEndCapture(stream_, &step.graph), "recording a step"));
+  QWEN2_CHECK(cuda_status(launched, "launching a recorded step"));
+  size_t count = 1;
+  QWEN2_CHECK(cuda_status(cudaGraphGetRootNodes(step.graph, &step.fetch, &count), "reading a recorded step"));
+  QWEN2_CHECK(cuda_status(cudaGraphInstantiate(&step.exec, step.graph, 0), "preparing a recorded step"));
+  return cuda_status(cudaGraphUpload(step.exec, stream_), "sending a recorded step");
 }
 
 }  // namespace qwen2

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
+#include <random>
 
+#include "backend/cuda_memory.h"
 #include "backend/cuda_weights.h"
 #include "kernels/cuda/reference.h"
 #include "tensor/dtype.h"
@@ -931,22 +934,54 @@ TEST(GpuRows, EveryOrderOfActivations) {
   }
 }
 
-TEST(GpuRows, EmbedsEveryForm) {
+// What a step begins with: its inputs come from the host's memory, where the rows to embed are read as well.
+TEST(GpuRows, FetchesAndEmbedsEveryForm) {
   using enum MatrixForm;
+  constexpr int kRows = kMaxRows + 3;
+  constexpr int kCols = 320;
+  constexpr size_t kBytes = 300'000;
+  const auto pinned = PinnedBuffer::allocate(kBytes, "inputs");
+  ASSERT_TRUE(pinned);
+  std::vector<Row> rows;
+  std::vector<int64_t> tokens;
+  for (int m = 0; m < kRows; ++m) {
+    const int32_t own = m * 7 % 70;
+    rows.push_back({m % 3 == 1 ? -1 - m % 5 : own, 0, 0, 0});
+    tokens.push_back(m % 3 == 1 ? 60 + m % 5 : own);
+  }
+  std::mt19937 random(5);
+  std::generate_n(reinterpret_cast<uint8_t*>(pinned->data()), kBytes, [&] { return random() & 255; });
+  std::memcpy(pinned->data(), rows.data(), kRows * sizeof(Row));
   for (const auto& [form, group] : {FormAndGroup{kF16, 0}, {kInt8, 320}, {kInt4, 32}, {kInt4General, 64}}) {
-    const RandomMatrix w(form, 70, 320, std::max(group, 1));
-    const Buffer<Row> rows(std::vector<Row>{{69, 0, 0, 0}, {-3, 0, 0, 0}, {0, 0, 0, 0}});
-    const Buffer<int32_t> sampled(std::vector<int32_t>{1, 2, 33});
-    const Buffer<float> hidden(3 * 320);
+    const RandomMatrix w(form, 70, kCols, std::max(group, 1));
+    const Buffer<int32_t> sampled(std::vector<int32_t>{60, 61, 62, 63, 64});
+    const Buffer<float> hidden(kRows * kCols);
     const Buffer<uint32_t> clear(10);
-    embed({w.device, 3, rows.get(), sampled.get(), hidden.get(), clear.get(), 10}, nullptr);
+    const Buffer<std::byte> fetched(kBytes);
+    fetched.zero();
+    FetchArgs args{
+        pinned->data(), fetched.get(), {{0, kRows * sizeof(Row)}, {2048, 200'000}, {299'008, 990}}, {}};
+    args.embed.embedding = w.device;
+    args.embed.rows = kRows;
+    for (int m = 0; m < kMaxRows; ++m) args.embed.first_tokens[m] = rows[static_cast<size_t>(m)].token;
+    args.embed.row_info = reinterpret_cast<const Row*>(pinned->data());
+    args.embed.sampled = sampled.get();
+    args.embed.hidden = hidden.get();
+    args.embed.clear = clear.get();
+    args.embed.clear_count = 10;
+    fetch(args, nullptr);
     const auto actual = hidden.read();
-    const std::vector<int64_t> tokens{69, 33, 0};
-    for (size_t m = 0; m < 3; ++m) {
-      for (int64_t k = 0; k < 320; ++k)
-        EXPECT_NEAR(actual[m * 320 + static_cast<size_t>(k)], reference::element(w.host, tokens[m], k), 1e-6);
+    for (size_t m = 0; m < kRows; ++m) {
+      for (int64_t k = 0; k < kCols; ++k)
+        EXPECT_NEAR(actual[m * kCols + static_cast<size_t>(k)], reference::element(w.host, tokens[m], k),
+                    1e-6);
     }
     for (const uint32_t value : clear.read()) EXPECT_EQ(value, 0U);
+    const auto copied = fetched.read();
+    for (size_t i = 0; i < kBytes; ++i) {
+      const bool wanted = i < kRows * sizeof(Row) || (i >= 2048 && i < 202'048) || i >= 299'008;
+      ASSERT_EQ(copied[i], wanted ? pinned->data()[i] : std::byte{0}) << "byte " << i;
+    }
   }
 }
 

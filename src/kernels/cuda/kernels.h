@@ -218,7 +218,19 @@ void expand(const DeviceMatrix& w, uint16_t* out, int64_t stride, cudaStream_t s
 
 // --- Inputs ----------------------------------------------------------------------------------------------
 
-// Copies from page-locked memory of the host, by the card's own reads.
+// hidden[row] = the embedding of its token. Zeroes `clear` [clear_count] as well.
+struct EmbedArgs {
+  DeviceMatrix embedding;
+  int rows = 0;
+  int32_t first_tokens[kMaxRows] = {};  // of the first rows, as in Row: here sooner than what has to be read
+  const Row* row_info = nullptr;        // for those after them; may lie in page-locked memory of the host
+  const int32_t* sampled = nullptr;     // of earlier steps
+  float* hidden = nullptr;              // [rows][cols]
+  uint32_t* clear = nullptr;
+  int clear_count = 0;
+};
+
+// Copies from page-locked memory of the host, by the card's own reads, and embeds rows meanwhile.
 struct FetchArgs {
   struct Piece {
     int64_t offset = 0;  // in both, in bytes; multiples of 16
@@ -228,22 +240,13 @@ struct FetchArgs {
   const std::byte* from = nullptr;
   std::byte* to = nullptr;
   Piece pieces[kPieces];
+  EmbedArgs embed;
 };
 void fetch(const FetchArgs& args, cudaStream_t stream);
+// Gives a recorded fetch(), which is `node` of the graph that `exec` was made of, other arguments.
+cudaError_t set_fetch(cudaGraphExec_t exec, cudaGraphNode_t node, const FetchArgs& args);
 
 // --- Rows ------------------------------------------------------------------------------------------------
-
-// hidden[row] = the embedding of its token. Zeroes `clear` [clear_count] as well.
-struct EmbedArgs {
-  DeviceMatrix embedding;
-  int rows = 0;
-  const Row* row_info = nullptr;
-  const int32_t* sampled = nullptr;  // of earlier steps
-  float* hidden = nullptr;           // [rows][cols]
-  uint32_t* clear = nullptr;
-  int clear_count = 0;
-};
-void embed(const EmbedArgs& args, cudaStream_t stream);
 
 // Where activations of several rows go, zero-padded: see XOrder.
 struct RowsOut {

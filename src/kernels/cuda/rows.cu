@@ -1,4 +1,4 @@
-// A step's inputs, and kernels that work on rows of activations: embedding, norms, other orders.
+// A step's inputs and their embedding, and kernels that work on rows of activations: norms, other orders.
 #include <algorithm>
 
 #include "kernels/cuda/device.cuh"
@@ -24,30 +24,31 @@ __device__ float element(const DeviceMatrix& w, int row, int col) {
          float(signed_code(w.form, raw, place.shift));
 }
 
-__global__ void fetch_kernel(const __grid_constant__ FetchArgs a) {
-  wait_for_previous();
-  const FetchArgs::Piece piece = a.pieces[blockIdx.y];
-  const auto* from = reinterpret_cast<const uint4*>(a.from + piece.offset);
-  auto* to = reinterpret_cast<uint4*>(a.to + piece.offset);
-  const int64_t count = (piece.bytes + 15) / 16;
-  for (int64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x)
-    to[i] = from[i];
-}
-
-__global__ void embed_kernel(const __grid_constant__ EmbedArgs a) {
-  wait_for_previous();
-  let_next_start();
-  const int row = blockIdx.x;
+__device__ void embed_row(const EmbedArgs& a, int row) {
   if (row == 0) {
     for (int i = threadIdx.x; i < a.clear_count; i += blockDim.x) a.clear[i] = 0;
   }
-  int token = a.row_info[row].token;
+  int token = row < kMaxRows ? a.first_tokens[row] : a.row_info[row].token;
   if (token < 0) token = a.sampled[-1 - token];
 #pragma unroll 4
   for (int k = threadIdx.x; k < a.embedding.cols; k += blockDim.x) {
     const int to = a.embedding.order != nullptr ? a.embedding.order[k] : k;
     a.hidden[int64_t(row) * a.embedding.cols + to] = element(a.embedding, token, k);
   }
+}
+
+// A block for each row that is embedded, before those that copy, which take less time.
+__global__ void fetch_kernel(const __grid_constant__ FetchArgs a) {
+  wait_for_previous();
+  if (blockIdx.x < a.embed.rows) return embed_row(a.embed, static_cast<int>(blockIdx.x));
+  const unsigned block = blockIdx.x - a.embed.rows;
+  const unsigned blocks = (gridDim.x - a.embed.rows) / FetchArgs::kPieces;
+  const FetchArgs::Piece piece = a.pieces[block / blocks];
+  const auto* from = reinterpret_cast<const uint4*>(a.from + piece.offset);
+  auto* to = reinterpret_cast<uint4*>(a.to + piece.offset);
+  const int64_t count = (piece.bytes + 15) / 16;
+  for (int64_t i = block % blocks * blockDim.x + threadIdx.x; i < count; i += blocks * blockDim.x)
+    to[i] = from[i];
 }
 
 // Four neighbouring activations of a row, by whole warps with consecutive ones.
@@ -152,18 +153,29 @@ __global__ void __launch_bounds__(512) read_all_kernel(const uint4* data, int64_
   if (sum == 0x9e3779b9U) *out = 0;  // what is there anyway: the compiler must not drop the reads
 }
 
+constexpr int kFetchThreads = 512;
+dim3 fetch_blocks(const FetchArgs& args) {
+  constexpr int64_t kBlockBytes = 16 * kFetchThreads;
+  int64_t most = 1;
+  for (const FetchArgs::Piece& piece : args.pieces) most = std::max(most, piece.bytes);
+  const int64_t of_piece = std::min<int64_t>((most + kBlockBytes - 1) / kBlockBytes, 16);
+  return {static_cast<unsigned>(args.embed.rows + of_piece * FetchArgs::kPieces)};
+}
+
 }  // namespace
 
 void fetch(const FetchArgs& args, cudaStream_t stream) {
-  constexpr int kThreads = 256;
-  int64_t most = 1;
-  for (const FetchArgs::Piece& piece : args.pieces) most = std::max(most, piece.bytes);
-  const int64_t blocks = std::min<int64_t>((most + 16 * kThreads - 1) / (16 * kThreads), 32);
-  launch<fetch_kernel>(dim3(static_cast<unsigned>(blocks), FetchArgs::kPieces), kThreads, 0, stream, args);
+  launch<fetch_kernel>(fetch_blocks(args), kFetchThreads, 0, stream, args);
 }
 
-void embed(const EmbedArgs& args, cudaStream_t stream) {
-  launch<embed_kernel>(dim3(args.rows), 512, 0, stream, args);
+cudaError_t set_fetch(cudaGraphExec_t exec, cudaGraphNode_t node, const FetchArgs& args) {
+  const void* arguments[] = {&args};
+  cudaKernelNodeParams params{};
+  params.func = reinterpret_cast<void*>(fetch_kernel);
+  params.gridDim = fetch_blocks(args);
+  params.blockDim = dim3(kFetchThreads);
+  params.kernelParams = const_cast<void**>(arguments);
+  return cudaGraphExecKernelNodeSetParams(exec, node, &params);
 }
 
 void add_norm(const AddNormArgs& args, cudaStream_t stream) {
