@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads<depth>)
   part.q = a.q + (int64_t(row) * a.heads.q_heads + part.first_head) * dim;
   part.pages = a.cache.pages + info.page_offset + part.first_key / kPageTokens;
 
-  const int warp = threadIdx.x / kWarp;
+  const int warp = warp_number();
   const int of_warp = warp_bytes<dim, bits, depth>(shape.heads_a_block);
   uint32_t queries = shared_address(shared_memory);
   settle(queries);

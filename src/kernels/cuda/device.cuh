@@ -162,6 +162,12 @@ __device__ __forceinline__ float warp_max(float v) {
   return v;
 }
 
+// The warp's number in its block, in a form from which the compiler sees that it is the same for all lanes:
+// what depends on it, branches and the places of loads, is the warp's then and not each lane's.
+__device__ __forceinline__ int warp_number() {
+  return __shfl_sync(kFullMask, static_cast<int>(threadIdx.x) / kWarp, 0);
+}
+
 // Sum and maximum over a block, in an order that depends on the block's size alone. `scratch` [64] is free
 // again after the caller's next barrier.
 struct SumMax {

@@ -215,8 +215,8 @@ class StageProduct {
 
  private:
   using A = Ahead<form>;
-  static __device__ __forceinline__ int team() { return threadIdx.x / kWarp / kSplitWarps; }
-  static __device__ __forceinline__ int in_team() { return threadIdx.x / kWarp % kSplitWarps; }
+  static __device__ __forceinline__ int team() { return warp_number() / kSplitWarps; }
+  static __device__ __forceinline__ int in_team() { return warp_number() % kSplitWarps; }
   const ProductArgs& a_;
   const StageShape& shape_;
   int part_;

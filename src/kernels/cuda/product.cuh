@@ -217,7 +217,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsyn
   auto* buffer = reinterpret_cast<float*>(shared_memory);
   constexpr bool digits = kInDigits<form, fine>;
   const DeviceMatrix& w = a.w;
-  const int warp = threadIdx.x / kWarp;
+  // Of one row there is little else to do than to wait for the memory: it gains nothing where chunks are
+  // copied.
+  const int warp = NT > 0 || !kAsync ? warp_number() : threadIdx.x / kWarp;
   const int g = threadIdx.x % kWarp / 4;
   const int t = threadIdx.x % 4;
   const int team = warp / kSplitWarps;

@@ -299,7 +299,7 @@ __device__ __forceinline__ void attend_part(const RowAttentionArgs& a, const Par
                                             Tiles<dim, bits, depth>& tiles, uint32_t queries, uint32_t memory,
                                             int of_warp, AttentionShared<kWarps<depth>>& shared,
                                             const Leave& leave) {
-  const int warp = threadIdx.x / kWarp;
+  const int warp = warp_number();
   Queries<dim, bits> brought(part.q, part.heads);
   wait_for_previous();
   brought.bring();
