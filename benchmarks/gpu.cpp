@@ -151,9 +151,9 @@ class Bench {
     const std::string depth = fmt::format(", {} tokens", length);
     report(name + " layer" + depth, time_calls(stream_, kLayers, one_by_one), bytes);
     if (rows_ > 1 || !cuda::can_run_layers(layers)) return;
-    const auto table = cuda::layers_table(layers);
+    const auto table = cuda::layers_table(layers, cuda::layers_blocks());
     check(cudaMemcpy(table_, table.data(), table.size(), cudaMemcpyHostToDevice), "the layers' arguments");
-    const cuda::LayersArgs args = cuda::layers_args(layers, table_, words_ + 256);
+    const cuda::LayersArgs args = cuda::layers_args(layers, cuda::layers_blocks(), table_, words_ + 256);
     Timing t = time_calls(stream_, 1, [&](int) {
       check(cudaMemsetAsync(args.arrived, 0, sizeof(uint32_t), stream_), "clearing");
       cuda::run_layers(args, stream_);

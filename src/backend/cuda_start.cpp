@@ -183,10 +183,10 @@ Status CudaBackend::prepare_layers() {
   if (!cuda::card_runs_layers()) return {};
   const std::vector<cuda::LayerArgs> layers = layers_of_a_row();
   if (!cuda::can_run_layers(layers)) return {};
-  const std::vector<std::byte> table = cuda::layers_table(layers);
+  const std::vector<std::byte> table = cuda::layers_table(layers, cuda::layers_blocks());
   QWEN2_CHECK(cuda_status(cudaMemcpy(w_.layers_table, table.data(), table.size(), cudaMemcpyHostToDevice),
                           "sending the layers' arguments"));
-  layers_ = cuda::layers_args(layers, w_.layers_table, layers_arrived());
+  layers_ = cuda::layers_args(layers, cuda::layers_blocks(), w_.layers_table, layers_arrived());
   return {};
 }
 

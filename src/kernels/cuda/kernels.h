@@ -172,6 +172,7 @@ struct LayerArgs {
 struct LayersArgs {
   const void* table = nullptr;  // layers_table(), on the card: kLayerEntryBytes a layer at most
   int layers = 0;
+  int blocks = 0;                      // that the table was made for: layers_blocks(), or fewer
   MatrixForm form = MatrixForm::kF16;  // of every matrix
   int head_dim = 0;
   size_t staged_bytes = 0;      // of the widest activations
@@ -180,8 +181,10 @@ struct LayersArgs {
 // Whether the card's kernels are those of such a chip; and whether this one is made for these layers.
 bool card_runs_layers();
 bool can_run_layers(std::span<const LayerArgs> layers);
-std::vector<std::byte> layers_table(std::span<const LayerArgs> layers);
-LayersArgs layers_args(std::span<const LayerArgs> layers, const void* table, uint32_t* arrived);
+// One on each of the card's multiprocessors. Any number from kMaxParts on gives the same results.
+int layers_blocks();
+std::vector<std::byte> layers_table(std::span<const LayerArgs> layers, int blocks);
+LayersArgs layers_args(std::span<const LayerArgs> layers, int blocks, const void* table, uint32_t* arrived);
 void run_layers(const LayersArgs& args, cudaStream_t stream);
 
 // --- Prompts ---------------------------------------------------------------------------------------------

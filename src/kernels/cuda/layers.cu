@@ -294,7 +294,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
 template <MatrixForm form, int dim>
 void launch_layers(const LayersArgs& a, cudaStream_t stream) {
-  static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
   constexpr auto kernel = layers_kernel<form, dim>;
   const size_t products = sizeof(float) * Reduce<0>::floats + a.staged_bytes;
   const size_t shared = std::max<size_t>(products, kHeadAttentionBytes<dim>);
@@ -303,7 +302,7 @@ void launch_layers(const LayersArgs& a, cudaStream_t stream) {
   attribute.id = cudaLaunchAttributeCooperative;  // all blocks are on the card at once, or it fails
   attribute.val.cooperative = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = multiprocessors;
+  config.gridDim = a.blocks;
   config.blockDim = dim3(kBlockThreads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
@@ -312,25 +311,24 @@ void launch_layers(const LayersArgs& a, cudaStream_t stream) {
   cudaLaunchKernelEx(&config, kernel, static_cast<const LayerEntry*>(a.table), a.layers, a.arrived);
 }
 
-StageShape stage_shape(const ProductArgs& a, int multiprocessors, int attending) {
+StageShape stage_shape(const ProductArgs& a, int blocks, int attending) {
   StageShape shape{};
   shape.chunks_a_part = chunks_a_part(a.w, a.split);
   // Blocks that attend next have no queries, keys and values to make where the others have teams enough.
-  const bool apart = a.output == ProductOutput::kQkv && (multiprocessors - attending) * kTeams >= a.w.tiles();
-  shape.blocks = multiprocessors - (apart ? attending : 0);
+  const bool apart = a.output == ProductOutput::kQkv && (blocks - attending) * kTeams >= a.w.tiles();
+  shape.blocks = blocks - (apart ? attending : 0);
   const int teams = std::max(shape.blocks / a.split, 1) * kTeams;
   shape.rounds = (a.w.tiles() + teams - 1) / teams;
   if (is_coarse(a.w)) shape.group_shift = group_shift(a.w);
   static const int cache = card(cudaDevAttrL2CacheSize);
-  shape.near_bytes = std::min(kNearBytes, cache / kPartOfCache / (multiprocessors * kTeams));
+  shape.near_bytes = std::min(kNearBytes, cache / kPartOfCache / (blocks * kTeams));
   return shape;
 }
 
-LayerEntry entry_of(const LayerArgs& layer, int multiprocessors) {
+LayerEntry entry_of(const LayerArgs& layer, int blocks) {
   LayerEntry entry{{layer.qkv, layer.output, layer.gate_up, layer.down}, {}, layer.attention};
-  const int attending = std::min(layer.attention.heads.q_heads, multiprocessors);
-  for (int s = 0; s < kStages; ++s)
-    entry.shapes[s] = stage_shape(entry.products[s], multiprocessors, attending);
+  const int attending = std::min(layer.attention.heads.q_heads, blocks);
+  for (int s = 0; s < kStages; ++s) entry.shapes[s] = stage_shape(entry.products[s], blocks, attending);
   return entry;
 }
 
@@ -342,10 +340,14 @@ bool suits(const ProductArgs& a, MatrixForm form) {
 
 }  // namespace
 
+int layers_blocks() {
+  static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
+  return multiprocessors;
+}
+
 bool card_runs_layers() {
   static const bool runs = compiled_for(layers_kernel<MatrixForm::kF16, 128>) < 80 &&
-                           card(cudaDevAttrCooperativeLaunch) != 0 &&
-                           card(cudaDevAttrMultiProcessorCount) >= kMaxParts;
+                           card(cudaDevAttrCooperativeLaunch) != 0 && layers_blocks() >= kMaxParts;
   return runs;
 }
 
@@ -358,18 +360,18 @@ bool can_run_layers(std::span<const LayerArgs> layers) {
   });
 }
 
-std::vector<std::byte> layers_table(std::span<const LayerArgs> layers) {
-  static const int multiprocessors = card(cudaDevAttrMultiProcessorCount);
+std::vector<std::byte> layers_table(std::span<const LayerArgs> layers, int blocks) {
   std::vector<std::byte> table(layers.size() * sizeof(LayerEntry));
   for (size_t i = 0; i < layers.size(); ++i) {
-    const LayerEntry entry = entry_of(layers[i], multiprocessors);
+    const LayerEntry entry = entry_of(layers[i], blocks);
     std::memcpy(table.data() + i * sizeof(LayerEntry), &entry, sizeof(LayerEntry));
   }
   return table;
 }
 
-LayersArgs layers_args(std::span<const LayerArgs> layers, const void* table, uint32_t* arrived) {
+LayersArgs layers_args(std::span<const LayerArgs> layers, int blocks, const void* table, uint32_t* arrived) {
   LayersArgs args;
+  args.blocks = blocks;
   args.layers = static_cast<int>(layers.size());
   args.form = layers.front().qkv.w.form;
   args.head_dim = layers.front().attention.heads.head_dim;
