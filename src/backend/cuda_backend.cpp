@@ -113,6 +113,7 @@ Result<Logits> CudaBackend::forward(std::span<const Chunk> chunks) {
 }
 
 Status CudaBackend::begin(std::span<const Chunk> chunks, std::span<Sampler* const> samplers) {
+  if (chunks.empty()) return fail(ErrorKind::kInternal, "a step has no chunks");
   if (begun_.size() == 2) return fail(ErrorKind::kInternal, "two steps are in flight already");
   QWEN2_TRY(const auto groups, group(chunks));
   std::erase(logits_order_, -1);
@@ -271,30 +272,40 @@ void CudaBackend::write_samples(const Group& group, std::span<Sampler* const> sa
 }
 
 Status CudaBackend::run_group(const Group& group, std::span<Sampler* const> samplers, cudaEvent_t done) {
+  if (!group.is_prompt) return run_rows(group, samplers, done);
+  QWEN2_TRY(const cuda::FetchArgs fetch, write_inputs(group, group.rows, samplers));
+  cuda::fetch(fetch, stream_);
+  QWEN2_CHECK(inputs_are_free_at(inputs_[next_inputs_].sent));
+  QWEN2_CHECK(run_prompt(group.pieces.front()));
+  if (!group.wanted.empty()) QWEN2_CHECK(prompt_head(group.rows - 1, 1));
+  if (!samplers.empty() && !group.wanted.empty()) enqueue_sampling(group, samplers);
+  QWEN2_CHECK(cuda_status(cudaGetLastError(), "a prompt"));
+  return done == nullptr ? Status{} : cuda_status(cudaEventRecord(done, stream_), "a step");
+}
+
+Status CudaBackend::run_rows(const Group& group, std::span<Sampler* const> samplers, cudaEvent_t done) {
   const int64_t longest = std::accumulate(
       group.pieces.begin(), group.pieces.end(), int64_t{0}, [](int64_t length, const Chunk& chunk) {
         return std::max(length, chunk.position + static_cast<int64_t>(chunk.tokens.size()));
       });
-  if (group.is_prompt) {
-    QWEN2_TRY(const cuda::FetchArgs fetch, write_inputs(group, group.rows, samplers));
-    cuda::fetch(fetch, stream_);
-    QWEN2_CHECK(run_prompt(group.pieces.front()));
-    if (!group.wanted.empty()) QWEN2_CHECK(prompt_head(group.rows - 1, 1));
-  } else {
-    const int bucket = row_bucket(group.rows);
-    const auto found = recorded_.find({bucket, split_class(longest)});
-    if (found == recorded_.end()) return fail(ErrorKind::kInternal, "no recorded step of {} rows", bucket);
-    const RecordedStep& step = found->second;
-    QWEN2_TRY(const cuda::FetchArgs fetch, write_inputs(group, bucket, samplers));
-    QWEN2_CHECK(cuda_status(cuda::set_fetch(step.exec, step.fetch, fetch), "a step's inputs"));
-    QWEN2_CHECK(cuda_status(cudaGraphLaunch(step.exec, stream_), "a step"));
-  }
+  const int bucket = row_bucket(group.rows);
+  const auto found = recorded_.find({bucket, split_class(longest)});
+  if (found == recorded_.end()) return fail(ErrorKind::kInternal, "no recorded step of {} rows", bucket);
+  const RecordedStep& step = found->second;
+  QWEN2_TRY(const cuda::FetchArgs fetch, write_inputs(group, bucket, samplers));
+  QWEN2_CHECK(cuda_status(cuda::set_fetch(step.exec, step.fetch, fetch), "a step's inputs"));
+  QWEN2_CHECK(cuda_status(cudaGraphLaunch(step.exec, stream_), "a step"));
   if (!samplers.empty() && !group.wanted.empty()) enqueue_sampling(group, samplers);
-  QWEN2_CHECK(cuda_status(cudaGetLastError(), "a step"));
-  Inputs& inputs = inputs_[next_inputs_];
+  const cudaError_t launched = cudaGetLastError();
+  QWEN2_CHECK(inputs_are_free_at(done != nullptr ? done : inputs_[next_inputs_].sent));
+  return cuda_status(launched, "a step");
+}
+
+// The buffer that was written last, when what was enqueued up to now is done.
+Status CudaBackend::inputs_are_free_at(cudaEvent_t event) {
+  inputs_[next_inputs_].free = event;
   next_inputs_ = 1 - next_inputs_;
-  inputs.free = done != nullptr ? done : inputs.group_done;
-  return cuda_status(cudaEventRecord(inputs.free, stream_), "a step");
+  return cuda_status(cudaEventRecord(event, stream_), "a step's inputs");
 }
 
 void CudaBackend::enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const {

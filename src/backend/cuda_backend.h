@@ -64,10 +64,12 @@ class CudaBackend final : public Backend {
   Status separate_key_bias();
   Status prepare_layers();
   Result<std::vector<Group>> group(std::span<const Chunk> chunks);
-  // `done` is recorded behind the last group of a step that has such an event.
+  // `done` is recorded behind the group: the last of a step that has such an event.
   Status run_group(const Group& group, std::span<Sampler* const> samplers, cudaEvent_t done = nullptr);
+  Status run_rows(const Group& group, std::span<Sampler* const> samplers, cudaEvent_t done);
   Result<cuda::FetchArgs> write_inputs(const Group& group, int64_t padded_rows,
                                        std::span<Sampler* const> samplers);
+  Status inputs_are_free_at(cudaEvent_t event);
   [[nodiscard]] cuda::EmbedArgs embedding(int64_t rows, float* hidden) const;
   void write_samples(const Group& group, std::span<Sampler* const> samplers, cuda::SampleRow* samples,
                      uint32_t* words, int32_t& word) const;
@@ -121,11 +123,11 @@ class CudaBackend final : public Backend {
   std::string device_name_;
   std::string bus_id_;
   DeviceBuffer weights_memory_, kv_memory_, workspace_memory_;
-  // Inputs go to the card from two buffers in turn. A buffer is free again when its group is through: behind
-  // the last one of a step, the step's own event says so.
+  // Inputs go to the card from two buffers in turn. A buffer is free again when a prompt's inputs are there,
+  // or when rows are through: behind the last ones of a step, the step's own event says so.
   struct Inputs {
     PinnedBuffer host;
-    cudaEvent_t group_done = nullptr;
+    cudaEvent_t sent = nullptr;
     cudaEvent_t free = nullptr;  // one of both
   };
   std::array<Inputs, 2> inputs_;

@@ -66,8 +66,8 @@ int64_t cuda_stored_row(const Qwen2Config& config, const MatrixEntry& entry, siz
 
 // Buffers of the forward pass. Rows go together up to cuda::kMaxRows; prompts in chunks.
 struct CudaWorkspace {
-  // What a step needs from the host, in one copy: Row [input_rows], SampleRow [kMaxRows], then page tables
-  // and lists of seen tokens [input_words].
+  // What a step needs from the host, where fetch() brings it: Row [input_rows], SampleRow [kMaxRows], then
+  // page tables and lists of seen tokens [input_words].
   std::byte* inputs = nullptr;
   int32_t* tokens = nullptr;           // [2][max_num_seqs]: sampled, of two steps in turn
   unsigned long long* best = nullptr;  // [kMaxRows]

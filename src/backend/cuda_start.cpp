@@ -34,7 +34,7 @@ CudaBackend::~CudaBackend() {
     cudaGraphDestroy(step.graph);
   }
   for (const Inputs& inputs : inputs_) {
-    if (inputs.group_done != nullptr) cudaEventDestroy(inputs.group_done);
+    if (inputs.sent != nullptr) cudaEventDestroy(inputs.sent);
   }
   for (const cudaEvent_t done : done_) {
     if (done != nullptr) cudaEventDestroy(done);
@@ -113,9 +113,8 @@ Status CudaBackend::allocate() {
 
   for (Inputs& inputs : inputs_) {
     QWEN2_TRY(inputs.host, PinnedBuffer::allocate(static_cast<size_t>(w_.input_bytes()), "a step's inputs"));
-    QWEN2_CHECK(
-        cuda_status(cudaEventCreateWithFlags(&inputs.group_done, cudaEventDisableTiming), "an event"));
-    inputs.free = inputs.group_done;
+    QWEN2_CHECK(cuda_status(cudaEventCreateWithFlags(&inputs.sent, cudaEventDisableTiming), "an event"));
+    inputs.free = inputs.sent;
   }
   for (cudaEvent_t& done : done_) {
     QWEN2_CHECK(cuda_status(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "an event"));
@@ -237,22 +236,19 @@ Status CudaBackend::record_steps() {
 }
 
 Status CudaBackend::record_step(int rows, int splits) {
-  const auto enqueue = [&] {
-    cuda::FetchArgs nothing;
-    nothing.embed = embedding(rows, w_.hidden[0]);
-    cuda::fetch(nothing, stream_);
-    enqueue_rows(rows, splits);
-    return cudaGetLastError();
-  };
-  QWEN2_CHECK(cuda_status(enqueue(), "launching the first step"));  // not recorded: loads the kernels
+  cuda::FetchArgs nothing;
+  nothing.embed = embedding(rows, w_.hidden[0]);
+  cuda::fetch(nothing, stream_);  // once without recording: loads the kernels
+  enqueue_rows(rows, splits);
+  QWEN2_CHECK(cuda_status(cudaGetLastError(), "launching the first step"));
   QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "the first step"));
   RecordedStep& step = recorded_[{rows, splits}];
   QWEN2_CHECK(cuda_status(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording"));
-  const cudaError_t launched = enqueue();
+  enqueue_rows(rows, splits);
+  const cudaError_t launched = cudaGetLastError();
   QWEN2_CHECK(cuda_status(cudaStreamEndCapture(stream_, &step.graph), "recording a step"));
   QWEN2_CHECK(cuda_status(launched, "launching a recorded step"));
-  size_t count = 1;
-  QWEN2_CHECK(cuda_status(cudaGraphGetRootNodes(step.graph, &step.fetch, &count), "reading a recorded step"));
+  QWEN2_CHECK(cuda_status(cuda::prepend_fetch(step.graph, nothing, step.fetch), "a recorded step's inputs"));
   QWEN2_CHECK(cuda_status(cudaGraphInstantiate(&step.exec, step.graph, 0), "preparing a recorded step"));
   return cuda_status(cudaGraphUpload(step.exec, stream_), "sending a recorded step");
 }

@@ -166,6 +166,30 @@ TEST_P(GpuFormatTest, SaysWhatTheCpuSays) {
 
 // The promise about memory: the driver's count stays inside of the budget, and nothing is allocated after the
 // start.
+// What is sampled after a prompt in `steps` more steps, with two steps in flight or one after the other.
+std::vector<TokenId> decode(Backend& gpu, const SamplingParams& params, std::span<const TokenId> prompt,
+                            std::span<const uint32_t> pages, int64_t steps, bool overlapped) {
+  Sampler sampler(params, prompt, gpu.config().vocab_size);
+  Sampler* const samplers[] = {&sampler};
+  std::vector<TokenId> tokens;
+  Chunk chunk{prompt, 0, pages, true};
+  EXPECT_TRUE(gpu.begin(std::span(&chunk, 1), samplers));
+  for (int64_t step = 0; step < steps; ++step) {
+    chunk.position = static_cast<int64_t>(prompt.size()) + step;
+    TokenId token = -1;
+    if (!overlapped) {
+      tokens.push_back(gpu.finish()->front());
+      token = tokens.back();
+    }
+    chunk.tokens = std::span(&token, 1);
+    chunk.pending = overlapped ? 0 : -1;
+    EXPECT_TRUE(gpu.begin(std::span(&chunk, 1), samplers));
+    if (overlapped) tokens.push_back(gpu.finish()->front());
+  }
+  tokens.push_back(gpu.finish()->front());
+  return tokens;
+}
+
 TEST(GpuBackend, KeepsItsBudgetAndAllocatesNothingWhileItRuns) {
   const uint64_t budget = uint64_t{1200} << 20;
   const auto gpu =
@@ -186,6 +210,7 @@ TEST(GpuBackend, KeepsItsBudgetAndAllocatesNothingWhileItRuns) {
     ASSERT_TRUE(held) << "the driver does not say";
     EXPECT_LE(*held, budget);
   }
+  decode(*gpu, {.temperature = 0}, std::span(tokens).first(200), pages, 100, true);
   ASSERT_EQ(cudaMemGetInfo(&free_after, &total), cudaSuccess);
   EXPECT_EQ(DeviceBuffer::count, allocations);
   EXPECT_EQ(free_before, free_after);
@@ -213,29 +238,66 @@ TEST(GpuBackend, OverlappedStepsSampleTheSameTokens) {
        {SamplingParams{.temperature = 0}, SamplingParams{.temperature = 0, .repetition_penalty = 1.5F},
         SamplingParams{
             .temperature = 0.9F, .top_k = 20, .top_p = 0.8F, .repetition_penalty = 1.1F, .seed = 7}}) {
-    std::vector<std::vector<TokenId>> both;
-    for (const bool overlapped : {false, true}) {
-      Sampler sampler(params, prompt, gpu->config().vocab_size);
-      Sampler* const samplers[] = {&sampler};
-      std::vector<TokenId>& tokens = both.emplace_back();
-      Chunk chunk{prompt, 0, pages, true};
-      ASSERT_TRUE(gpu->begin(std::span(&chunk, 1), samplers));
-      for (int64_t step = 0; step < 40; ++step) {
-        chunk.position = static_cast<int64_t>(prompt.size()) + step;
-        TokenId token = -1;
-        if (!overlapped) {
-          tokens.push_back(gpu->finish()->front());
-          token = tokens.back();
-        }
-        chunk.tokens = std::span(&token, 1);
-        chunk.pending = overlapped ? 0 : -1;
-        ASSERT_TRUE(gpu->begin(std::span(&chunk, 1), samplers));
-        if (overlapped) tokens.push_back(gpu->finish()->front());
-      }
-      tokens.push_back(gpu->finish()->front());
-    }
-    EXPECT_EQ(both[0], both[1]) << "temperature " << params.temperature;
+    EXPECT_EQ(decode(*gpu, params, prompt, pages, 40, true), decode(*gpu, params, prompt, pages, 40, false))
+        << "temperature " << params.temperature;
   }
+}
+
+// Steps of several groups, rows that decode and two prompts: inputs of one group must not take the place of
+// another's that the card has not read yet. Rows enough that the host is ahead of the card.
+TEST(GpuBackend, OverlappedStepsOfSeveralGroups) {
+  constexpr size_t kDecoding = 200;
+  constexpr size_t kPrompts = 2;
+  constexpr size_t kSteps = 12;
+  constexpr size_t kPages = 2;  // of each sequence
+  const auto gpu =
+      open_cuda(test::demo_model(), {{}, 16}, {.max_num_seqs = 256, .memory_budget = uint64_t{2} << 30});
+  ASSERT_TRUE(gpu);
+  const int64_t vocab = gpu->config().vocab_size;
+  std::vector<uint32_t> pages(kPages * (kDecoding + kPrompts));
+  ASSERT_GE(gpu->plan().kv_pages, static_cast<int64_t>(pages.size()));
+  std::iota(pages.begin(), pages.end(), 0U);
+  const auto text = [&](size_t length) {
+    std::vector<TokenId> tokens(length);
+    for (TokenId& token : tokens) token = static_cast<TokenId>(test::uniform(0, vocab - 1));
+    return tokens;
+  };
+  std::vector<std::vector<TokenId>> first, prompts;
+  for (size_t s = 0; s < kDecoding; ++s) first.push_back(text(3 + s % 3));
+  for (size_t i = 0; i < kPrompts * (kSteps + 1); ++i) prompts.push_back(text(17 + i * 13 % 60));
+
+  const auto run_all = [&](bool overlapped) {
+    std::vector<Sampler> samplers;
+    for (size_t i = 0; i < kDecoding + kPrompts; ++i)
+      samplers.emplace_back(SamplingParams{.temperature = 0}, std::span<const TokenId>{}, vocab);
+    std::vector<Sampler*> places;
+    for (Sampler& sampler : samplers) places.push_back(&sampler);
+    std::vector<std::vector<TokenId>> sampled;
+    for (size_t step = 0; step <= kSteps; ++step) {
+      std::vector<Chunk> chunks;
+      for (size_t s = 0; s < kDecoding + kPrompts; ++s) {
+        Chunk& chunk = chunks.emplace_back();
+        chunk.pages = std::span(pages).subspan(s * kPages, kPages);
+        chunk.wants_logits = true;
+        if (s >= kDecoding) {
+          chunk.tokens = prompts[step * kPrompts + s - kDecoding];
+        } else if (step == 0) {
+          chunk.tokens = first[s];
+        } else {
+          chunk.position = static_cast<int64_t>(first[s].size() + step - 1);
+          if (overlapped) chunk.pending = static_cast<int64_t>(s);
+          static const TokenId unknown = -1;
+          chunk.tokens = std::span(overlapped ? &unknown : &sampled.back()[s], 1);
+        }
+      }
+      EXPECT_TRUE(gpu->begin(chunks, places));
+      if (!overlapped || step > 0) sampled.push_back(*gpu->finish());
+    }
+    if (overlapped) sampled.push_back(*gpu->finish());
+    return sampled;
+  };
+  const auto expected = run_all(false);
+  for (int run = 0; run < 3; ++run) EXPECT_EQ(run_all(true), expected);
 }
 
 }  // namespace

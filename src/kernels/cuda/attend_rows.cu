@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads<depth>)
     attend_rows_kernel(const __grid_constant__ RowAttentionArgs a, const RowShape shape) {
   extern __shared__ __align__(kTileAlignment) uint4 shared_memory[];
   __shared__ Shared<kWarps<depth>> shared;
-  // The inputs of the step, and all keys and values but this step's, are older than the previous kernel.
+  // The inputs of the step, and all keys and values but this step's, were there before its first product.
   const int row = blockIdx.z;
   const Row info = a.row_info[row];
   const int length = info.position + 1;

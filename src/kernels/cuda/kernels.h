@@ -246,8 +246,11 @@ struct FetchArgs {
   EmbedArgs embed;
 };
 void fetch(const FetchArgs& args, cudaStream_t stream);
-// Gives a recorded fetch(), which is `node` of the graph that `exec` was made of, other arguments.
-cudaError_t set_fetch(cudaGraphExec_t exec, cudaGraphNode_t node, const FetchArgs& args);
+// A fetch() before all else of a graph, which has one first node: as no kernel of it is let in before the
+// inputs are there, all of them may read inputs before they wait. And other arguments for it, in what was
+// made of the graph.
+cudaError_t prepend_fetch(cudaGraph_t graph, const FetchArgs& args, cudaGraphNode_t& fetch);
+cudaError_t set_fetch(cudaGraphExec_t exec, cudaGraphNode_t fetch, const FetchArgs& args);
 
 // --- Rows ------------------------------------------------------------------------------------------------
 

@@ -162,20 +162,42 @@ dim3 fetch_blocks(const FetchArgs& args) {
   return {static_cast<unsigned>(args.embed.rows + of_piece * FetchArgs::kPieces)};
 }
 
+// fetch_kernel as a graph wants it.
+struct NodeArguments {
+  explicit NodeArguments(const FetchArgs& args) : arguments{const_cast<FetchArgs*>(&args)} {
+    params.func = reinterpret_cast<void*>(fetch_kernel);
+    params.gridDim = fetch_blocks(args);
+    params.blockDim = dim3(kFetchThreads);
+    params.kernelParams = arguments;
+  }
+  NodeArguments(const NodeArguments&) = delete;
+  NodeArguments& operator=(const NodeArguments&) = delete;
+
+  void* arguments[1];
+  cudaKernelNodeParams params{};
+};
+
 }  // namespace
 
 void fetch(const FetchArgs& args, cudaStream_t stream) {
   launch<fetch_kernel>(fetch_blocks(args), kFetchThreads, 0, stream, args);
 }
 
-cudaError_t set_fetch(cudaGraphExec_t exec, cudaGraphNode_t node, const FetchArgs& args) {
-  const void* arguments[] = {&args};
-  cudaKernelNodeParams params{};
-  params.func = reinterpret_cast<void*>(fetch_kernel);
-  params.gridDim = fetch_blocks(args);
-  params.blockDim = dim3(kFetchThreads);
-  params.kernelParams = const_cast<void**>(arguments);
-  return cudaGraphExecKernelNodeSetParams(exec, node, &params);
+cudaError_t prepend_fetch(cudaGraph_t graph, const FetchArgs& args, cudaGraphNode_t& fetch) {
+  cudaGraphNode_t first[2] = {};
+  size_t count = 2;
+  cudaError_t error = cudaGraphGetRootNodes(graph, first, &count);
+  if (error != cudaSuccess) return error;
+  if (count != 1) return cudaErrorInvalidValue;
+  const NodeArguments arguments(args);
+  error = cudaGraphAddKernelNode(&fetch, graph, nullptr, 0, &arguments.params);
+  if (error != cudaSuccess) return error;
+  return cudaGraphAddDependencies(graph, &fetch, first, nullptr, 1);
+}
+
+cudaError_t set_fetch(cudaGraphExec_t exec, cudaGraphNode_t fetch, const FetchArgs& args) {
+  const NodeArguments arguments(args);
+  return cudaGraphExecKernelNodeSetParams(exec, fetch, &arguments.params);
 }
 
 void add_norm(const AddNormArgs& args, cudaStream_t stream) {
