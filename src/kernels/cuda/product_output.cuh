@@ -13,7 +13,8 @@ __device__ __forceinline__ bool writes(const ProductArgs& a, ProductOutput what)
   return output == kAnyOutput ? a.output == what : output == static_cast<int>(what);
 }
 // Where two rows of W that lie eight apart in a tile belong: dimensions d and d + half of a head for queries
-// and keys, d and d + 8 for values; and what their sums need, which was there before the step's first product.
+// and keys, d and d + 8 for values; and what their sums need, which was there before the step's first
+// product.
 struct QkvPair {
   int head;  // queries', keys', then values'
   int d0, d1;
