@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
-#include <random>
 
 #include "backend/cuda_memory.h"
 #include "backend/cuda_weights.h"
@@ -951,8 +950,7 @@ TEST(GpuRows, FetchesAndEmbedsEveryForm) {
     rows.push_back({m % 3 == 1 ? -1 - m % 5 : own, 0, 0, 0});
     tokens.push_back(m % 3 == 1 ? 60 + m % 5 : own);
   }
-  std::mt19937 random(5);
-  std::generate_n(reinterpret_cast<uint8_t*>(pinned->data()), kBytes, [&] { return random() & 255; });
+  std::generate_n(pinned->data(), kBytes, [] { return static_cast<std::byte>(test::uniform(0, 255)); });
   std::memcpy(pinned->data(), rows.data(), kRows * sizeof(Row));
   for (const auto& [form, group] : {FormAndGroup{kF16, 0}, {kInt8, 320}, {kInt4, 32}, {kInt4General, 64}}) {
     const RandomMatrix w(form, 70, kCols, std::max(group, 1));
