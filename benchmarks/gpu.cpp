@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "backend/cuda_memory.h"
+#include "backend/cuda/memory.h"
 #include "kernels/cuda/kernels.h"
 
 namespace qwen2 {

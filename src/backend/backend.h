@@ -9,12 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "backend/sampler.h"
 #include "base/error.h"
 #include "checkpoint/checkpoint.h"
 #include "model/memory_plan.h"
 #include "model/qwen2_config.h"
 #include "model/weights.h"
+#include "sampling/sampler.h"
 
 namespace qwen2 {
 

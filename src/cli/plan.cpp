@@ -2,7 +2,7 @@
 #include <boost/json.hpp>
 #include <cstdio>
 
-#include "backend/cuda_layout.h"
+#include "backend/cuda/layout.h"
 #include "base/units.h"
 #include "cli/cli.h"
 #include "model/gpu_card.h"

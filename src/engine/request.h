@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "backend/sampler.h"
 #include "base/error.h"
+#include "sampling/sampler.h"
 
 namespace qwen2 {
 

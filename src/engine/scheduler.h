@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/sampler.h"
 #include "engine/kv_pool.h"
 #include "engine/request.h"
 #include "engine/stop_matcher.h"
+#include "sampling/sampler.h"
 #include "tokenizer/tokenizer.h"
 
 namespace qwen2 {

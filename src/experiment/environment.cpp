@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <vector>
 
-#include "backend/nvml.h"
+#include "base/gpu_info.h"
 #include "base/machine.h"
 #include "base/memory.h"
 #include "base/parallel.h"

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "experiment/plot.h"
 #include "experiment/report_points.h"
+#include "plot/plot.h"
 
 namespace qwen2::report {
 

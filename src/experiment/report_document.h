@@ -5,8 +5,8 @@
 #include <variant>
 #include <vector>
 
-#include "experiment/plot.h"
 #include "experiment/report_data.h"
+#include "plot/plot.h"
 
 namespace qwen2::report {
 

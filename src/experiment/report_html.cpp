@@ -5,7 +5,7 @@
 #include <iterator>
 
 #include "experiment/report_document.h"
-#include "experiment/svg.h"
+#include "plot/svg.h"
 
 namespace qwen2::report {
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "experiment/scale.h"
+#include "plot/scale.h"
 
 namespace qwen2::report {
 

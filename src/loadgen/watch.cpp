@@ -2,7 +2,7 @@
 
 #include <charconv>
 
-#include "backend/nvml.h"
+#include "base/gpu_info.h"
 #include "base/machine.h"
 #include "base/units.h"
 

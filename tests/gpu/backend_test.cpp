@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "backend/backend.h"
-#include "backend/cuda_memory.h"
+#include "backend/cuda/memory.h"
 #include "base/memory.h"
 #include "unit/paths.h"
 #include "unit/random_data.h"

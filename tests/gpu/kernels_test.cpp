@@ -8,8 +8,8 @@
 #include <cstring>
 #include <numeric>
 
-#include "backend/cuda_memory.h"
-#include "backend/cuda_weights.h"
+#include "backend/cuda/memory.h"
+#include "backend/cuda/weights.h"
 #include "kernels/cuda/reference.h"
 #include "tensor/dtype.h"
 #include "tensor/packed_matrix.h"

@@ -1,4 +1,4 @@
-#include "experiment/plot.h"
+#include "plot/plot.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -11,7 +11,7 @@
 #include <set>
 #include <sstream>
 
-#include "experiment/svg.h"
+#include "plot/svg.h"
 #include "random_data.h"
 
 namespace qwen2::plot {

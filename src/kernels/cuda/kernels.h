@@ -12,7 +12,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/cuda/layout.h"
+#include "kernels/cuda/common/layout.h"
 
 namespace qwen2::cuda {
 
