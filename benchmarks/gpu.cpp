@@ -14,7 +14,9 @@
 #include <vector>
 
 #include "backend/cuda/memory.h"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/layers/layers.h"
+#include "kernels/cuda/rows/rows.h"
+#include "kernels/cuda/sampling/sampling.h"
 
 namespace qwen2 {
 namespace {
@@ -130,7 +132,7 @@ class Bench {
   // A layer's kernels in their order, as decoding runs them; and all layers in one kernel, where it does.
   void layers(const std::string& name, MatrixForm form, int group, int length) {
     cuda::RowAttentionArgs attend = attention_args(length);
-    attend.next_starts_first = rows_ == 1 && cuda::form_bits(form) == 4 && attend.max_splits == 1;
+    attend.trigger_first = rows_ == 1 && cuda::form_bits(form) == 4 && attend.max_splits == 1;
     std::vector<cuda::LayerArgs> layers(kLayers);
     for (int i = 0; i < kLayers; ++i) {
       layers[i] = {args_of(make_matrix(form, 2048, 1536, group), cuda::ProductOutput::kQkv, 1, i),
@@ -190,10 +192,9 @@ class Bench {
     a.y = out_;
     a.y_stride = output == cuda::ProductOutput::kSwiglu ? n / 2 : n;
     a.row_max = m.shape.form == MatrixForm::kF16 ? words_ + 64 : nullptr;
-    a.split = output != cuda::ProductOutput::kStore || n > 10000 ? 1 : kSplit;
-    a.next_starts_early =
-        kind == 0 || (output == cuda::ProductOutput::kQkv && m.shape.form == MatrixForm::kF16);
-    a.starts_early = kind == 2 || output == cuda::ProductOutput::kSwiglu;
+    a.split_k = output != cuda::ProductOutput::kStore || n > 10000 ? 1 : kSplit;
+    a.trigger_early = kind == 0 || (output == cuda::ProductOutput::kQkv && m.shape.form == MatrixForm::kF16);
+    a.launched_early = kind == 2 || output == cuda::ProductOutput::kSwiglu;
     a.input.x = x_;
     a.input.scales = norm_;
     a.input.stride = rows_ == 1 ? 0 : 9216;
@@ -201,7 +202,7 @@ class Bench {
       a.input.x = nullptr;
       a.input.hidden = floats_;
       a.input.partials = floats_ + 2048;
-      a.input.parts = kSplit;
+      a.input.splits = kSplit;
       a.input.norm = norm_;
       a.input.hidden_out = floats_ + 8192;
     } else if (rows_ == 1 && kind == 2) {
@@ -243,8 +244,8 @@ class Bench {
     a.max_splits = cuda::split_count(length);
     a.out = x_;
     a.out_stride = 1536;
-    a.part_sums = out_;
-    a.part_scalars = floats_ + (1 << 20);
+    a.split_sums = out_;
+    a.split_scalars = floats_ + (1 << 20);
     a.arrived = words_;
     return a;
   }

@@ -23,13 +23,13 @@ struct Chunk {
   std::span<const TokenId> tokens;
   int64_t position = 0;             // of tokens[0] in its sequence
   std::span<const uint32_t> pages;  // the sequence's page table, long enough for all tokens
-  bool wants_logits = false;        // of the last token
+  bool needs_logits = false;        // of the last token
   // The chunk's one token is not known yet: it is the `pending`-th of those that the step begun before this
   // one samples. Only where Backend::overlaps(); -1 otherwise.
   int64_t pending = -1;
 };
 
-// Logits of the chunks that wanted them, in their order.
+// Logits of the chunks that need them, in their order.
 struct Logits {
   const float* data = nullptr;
   int64_t stride = 0;  // from one row to the next
@@ -66,7 +66,7 @@ class Backend {
   // until the next call.
   virtual Result<Logits> forward(std::span<const Chunk> chunks) = 0;
 
-  // Starts forward() and sampling: the next token of every chunk that wants logits, in their order;
+  // Starts forward() and sampling: the next token of every chunk that needs logits, in their order;
   // `samplers` has one for each of them, which must live until finish(). The n-th token of a sampler depends
   // on its seed, n and the logits alone, but a seed means other tokens on other backends.
   virtual Status begin(std::span<const Chunk> chunks, std::span<Sampler* const> samplers);
@@ -111,6 +111,9 @@ struct CudaOptions {
 
 // Whether this program was built with the CUDA backend, and a usable GPU is here.
 bool cuda_is_available();
+// One line for the user where the program has only code for an older generation of GPUs than this machine's:
+// what that costs, and the command that builds for it.
+std::optional<std::string> cuda_build_advice();
 // Fails with kNotFound where there is no usable GPU, with kUnsupported where the program was built without
 // CUDA.
 Result<std::unique_ptr<Backend>> create_cuda_backend(const Checkpoint& checkpoint, const Limits& limits,

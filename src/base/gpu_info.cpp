@@ -1,54 +1,52 @@
 #include "base/gpu_info.h"
 
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <array>
-#include <cstdlib>
 #include <vector>
 
 namespace qwen2 {
 namespace {
 
 // The few declarations of nvml.h that are needed, so that its header is not.
-using Device = void*;
-struct ProcessInfo {
+using NvmlDevice = void*;
+struct NvmlProcess {
   unsigned int pid;
   unsigned long long used;
   unsigned int gpu_instance, compute_instance;
 };
-struct Memory {
+struct NvmlMemory {
   unsigned long long total, free, used;
 };
-constexpr int kClockSm = 1;
-constexpr int kClockMemory = 2;
+constexpr int kNvmlClockSm = 1;
+constexpr int kNvmlClockMemory = 2;
+
+template <class Function>
+bool find_symbol(void* library, const char* symbol, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, symbol));
+  return function != nullptr;
+}
 
 struct Nvml {
   int (*init)() = nullptr;
-  int (*count)(unsigned int*) = nullptr;
-  int (*by_index)(unsigned int, Device*) = nullptr;
-  int (*by_bus_id)(const char*, Device*) = nullptr;
-  int (*by_uuid)(const char*, Device*) = nullptr;
-  int (*processes)(Device, unsigned int*, ProcessInfo*) = nullptr;
-  int (*name)(Device, char*, unsigned int) = nullptr;
-  int (*memory)(Device, Memory*) = nullptr;
+  int (*by_bus_id)(const char*, NvmlDevice*) = nullptr;
+  int (*processes)(NvmlDevice, unsigned int*, NvmlProcess*) = nullptr;
+  int (*name)(NvmlDevice, char*, unsigned int) = nullptr;
+  int (*memory)(NvmlDevice, NvmlMemory*) = nullptr;
   int (*driver)(char*, unsigned int) = nullptr;
-  int (*clock)(Device, int, unsigned int*) = nullptr;
+  int (*clock)(NvmlDevice, int, unsigned int*) = nullptr;
   bool ready = false;
 
   Nvml() {
     void* library = dlopen("libnvidia-ml.so.1", RTLD_NOW);
     if (library == nullptr) return;
-    const auto find = [&](auto& function, const char* symbol) {
-      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, symbol));
-      return function != nullptr;
-    };
-    ready = find(init, "nvmlInit_v2") && find(count, "nvmlDeviceGetCount_v2") &&
-            find(by_bus_id, "nvmlDeviceGetHandleByPciBusId_v2") &&
-            find(by_index, "nvmlDeviceGetHandleByIndex_v2") && find(by_uuid, "nvmlDeviceGetHandleByUUID") &&
-            find(processes, "nvmlDeviceGetComputeRunningProcesses_v3") && find(name, "nvmlDeviceGetName") &&
-            find(memory, "nvmlDeviceGetMemoryInfo") && find(driver, "nvmlSystemGetDriverVersion") &&
-            find(clock, "nvmlDeviceGetClockInfo") && init() == 0;
+    ready = find_symbol(library, "nvmlInit_v2", init) &&
+            find_symbol(library, "nvmlDeviceGetHandleByPciBusId_v2", by_bus_id) &&
+            find_symbol(library, "nvmlDeviceGetComputeRunningProcesses_v3", processes) &&
+            find_symbol(library, "nvmlDeviceGetName", name) &&
+            find_symbol(library, "nvmlDeviceGetMemoryInfo", memory) &&
+            find_symbol(library, "nvmlSystemGetDriverVersion", driver) &&
+            find_symbol(library, "nvmlDeviceGetClockInfo", clock) && init() == 0;
   }
 };
 
@@ -57,86 +55,71 @@ const Nvml& nvml() {
   return library;
 }
 
-std::optional<unsigned> clock_of(Device device, int type) {
+std::optional<NvmlDevice> device_at(const std::string& bus_id) {
+  NvmlDevice device = nullptr;
+  if (!nvml().ready || nvml().by_bus_id(bus_id.c_str(), &device) != 0) return std::nullopt;
+  return device;
+}
+
+std::optional<unsigned> clock_of(NvmlDevice device, int type) {
   unsigned int mhz = 0;
   if (nvml().clock(device, type, &mhz) != 0) return std::nullopt;
   return mhz;
 }
 
-// By index or UUID, as CUDA_VISIBLE_DEVICES has them.
-std::optional<Device> first_visible() {
-  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
-  const std::string list = visible == nullptr ? "0" : visible;
-  const std::string first = list.substr(0, list.find(','));
-  Device device = nullptr;
-  if (first.starts_with("GPU-") || first.starts_with("MIG-")) {
-    if (nvml().by_uuid(first.c_str(), &device) == 0) return device;
-  } else if (!first.empty() && first.find_first_not_of("0123456789") == std::string::npos) {
-    const auto index = static_cast<unsigned int>(std::strtoul(first.c_str(), nullptr, 10));
-    if (nvml().by_index(index, &device) == 0) return device;
-  }
-  return std::nullopt;
+std::optional<std::string> ask_cuda_for_bus_id() {
+  void* library = dlopen("libcuda.so.1", RTLD_NOW);
+  if (library == nullptr) return std::nullopt;
+  int (*init)(unsigned int) = nullptr;
+  int (*device_of)(int*, int) = nullptr;
+  int (*bus_id_of)(char*, int, int) = nullptr;
+  int device = 0;
+  std::array<char, 32> bus_id{};
+  if (!find_symbol(library, "cuInit", init) || !find_symbol(library, "cuDeviceGet", device_of) ||
+      !find_symbol(library, "cuDeviceGetPCIBusId", bus_id_of) || init(0) != 0 || device_of(&device, 0) != 0 ||
+      bus_id_of(bus_id.data(), static_cast<int>(bus_id.size()), device) != 0)
+    return std::nullopt;
+  return bus_id.data();
 }
 
-std::vector<Device> all_devices() {
-  unsigned int count = 0;
-  std::vector<Device> devices;
-  if (!nvml().ready || nvml().count(&count) != 0) return devices;
-  for (unsigned int i = 0; i < count; ++i) {
-    Device device = nullptr;
-    if (nvml().by_index(i, &device) == 0) devices.push_back(device);
-  }
-  return devices;
+}  // namespace
+
+std::optional<std::string> first_gpu_bus_id() {
+  static const std::optional<std::string> bus_id = ask_cuda_for_bus_id();
+  return bus_id;
 }
 
-std::optional<uint64_t> memory_on(Device device, int pid) {
-  std::vector<ProcessInfo> processes(256);
+std::optional<GpuState> gpu_state(const std::string& bus_id) {
+  const auto device = device_at(bus_id);
+  std::array<char, 128> text{};
+  NvmlMemory memory{};
+  if (!device || nvml().name(*device, text.data(), text.size()) != 0 || nvml().memory(*device, &memory) != 0)
+    return std::nullopt;
+  GpuState state;
+  state.name = text.data();
+  state.memory_bytes = memory.total;
+  if (nvml().driver(text.data(), text.size()) == 0) state.driver = text.data();
+  state.sm_mhz = clock_of(*device, kNvmlClockSm);
+  state.memory_mhz = clock_of(*device, kNvmlClockMemory);
+  return state;
+}
+
+std::optional<uint64_t> gpu_memory_of(const std::string& bus_id, int pid) {
+  const auto device = device_at(bus_id);
+  std::vector<NvmlProcess> processes(256);
   auto count = static_cast<unsigned int>(processes.size());
-  if (nvml().processes(device, &count, processes.data()) != 0) return std::nullopt;
+  if (!device || nvml().processes(*device, &count, processes.data()) != 0) return std::nullopt;
   for (unsigned int i = 0; i < count; ++i) {
     if (processes[i].pid == static_cast<unsigned int>(pid)) return processes[i].used;
   }
   return std::nullopt;
 }
 
-}  // namespace
-
-std::optional<uint64_t> nvml_process_memory(const std::string& pci_bus_id) {
-  Device device = nullptr;
-  if (!nvml().ready || nvml().by_bus_id(pci_bus_id.c_str(), &device) != 0) return std::nullopt;
-  return memory_on(device, getpid());
-}
-
-std::optional<uint64_t> nvml_memory_of(int pid) {
-  std::optional<uint64_t> sum;
-  for (Device device : all_devices()) {
-    if (const auto bytes = memory_on(device, pid)) sum = sum.value_or(0) + *bytes;
-  }
-  return sum;
-}
-
-std::optional<uint64_t> nvml_memory_in_use() {
-  std::optional<uint64_t> sum;
-  for (Device device : all_devices()) {
-    Memory info{};
-    if (nvml().memory(device, &info) == 0) sum = sum.value_or(0) + info.used;
-  }
-  return sum;
-}
-
-std::optional<GpuState> nvml_first_gpu() {
-  if (!nvml().ready) return std::nullopt;
-  const std::optional<Device> device = first_visible();
-  std::array<char, 128> text{};
-  Memory memory{};
-  if (!device || nvml().name(*device, text.data(), text.size()) != 0 || nvml().memory(*device, &memory) != 0)
-    return std::nullopt;
-  GpuState state{
-      .name = text.data(), .memory_bytes = memory.total, .driver = {}, .sm_mhz = {}, .memory_mhz = {}};
-  if (nvml().driver(text.data(), text.size()) == 0) state.driver = text.data();
-  state.sm_mhz = clock_of(*device, kClockSm);
-  state.memory_mhz = clock_of(*device, kClockMemory);
-  return state;
+std::optional<uint64_t> gpu_memory_in_use(const std::string& bus_id) {
+  const auto device = device_at(bus_id);
+  NvmlMemory memory{};
+  if (!device || nvml().memory(*device, &memory) != 0) return std::nullopt;
+  return memory.used;
 }
 
 }  // namespace qwen2

@@ -1,4 +1,8 @@
-// What the driver says of the card, through NVIDIA's management library, which is loaded when asked for.
+// What NVIDIA's management library (NVML) says of a GPU. The library is loaded when it is first needed; where it,
+// a driver or an answer is missing, functions return nothing.
+//
+// GPUs are named by PCI bus id. NVML's indices are not CUDA's: CUDA sorts by speed and obeys
+// CUDA_VISIBLE_DEVICES.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +11,8 @@
 
 namespace qwen2 {
 
-// Bytes of the card that this process holds; nothing where the library or its answer is missing. `pci_bus_id`
-// is cudaDeviceGetPCIBusId()'s.
-std::optional<uint64_t> nvml_process_memory(const std::string& pci_bus_id);
+// The PCI bus id of CUDA's device 0, from CUDA's driver, without creating a context.
+std::optional<std::string> first_gpu_bus_id();
 
 struct GpuState {
   std::string name;
@@ -17,16 +20,13 @@ struct GpuState {
   std::string driver;
   std::optional<unsigned> sm_mhz, memory_mhz;  // the clocks at this moment
 };
+std::optional<GpuState> gpu_state(const std::string& bus_id);
 
-// The card that CUDA_VISIBLE_DEVICES puts first, or the first of all; nothing where the library or a card is
-// missing.
-std::optional<GpuState> nvml_first_gpu();
+// Bytes of the GPU that the process `pid` holds. Nothing where the driver does not list it: in a container,
+// process ids differ.
+std::optional<uint64_t> gpu_memory_of(const std::string& bus_id, int pid);
 
-// Bytes that the process `pid` holds on all cards together; nothing where the driver does not list it (in a
-// container the numbers of processes differ).
-std::optional<uint64_t> nvml_memory_of(int pid);
-
-// Bytes in use on all cards together, whoever holds them.
-std::optional<uint64_t> nvml_memory_in_use();
+// Bytes of the GPU that are in use by all processes.
+std::optional<uint64_t> gpu_memory_in_use(const std::string& bus_id);
 
 }  // namespace qwen2

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <thread>
@@ -115,9 +116,16 @@ void Subprocess::signal(int number) const {
 }
 
 std::optional<int> Subprocess::wait(double seconds) {
+  if (pid_ <= 0) return kStatusUnknown;
   const double deadline = now_seconds() + seconds;
   int status = 0;
-  while (::waitpid(pid_, &status, WNOHANG) == 0) {
+  while (true) {
+    const pid_t ended = ::waitpid(pid_, &status, WNOHANG);
+    if (ended == pid_) break;
+    if (ended < 0 && errno != EINTR) {
+      pid_ = -1;
+      return kStatusUnknown;
+    }
     if (now_seconds() > deadline) return std::nullopt;
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }

@@ -30,9 +30,11 @@ class Subprocess {
 
   // The next line without its newline; an error when the child's output ends or `seconds` pass.
   Result<std::string> read_line(double seconds);
-  // The exit status once the child has ended, 128 and the signal's number where one ended it; nothing when
-  // `seconds` pass.
+  // The exit status once the child has ended, or 128 plus the number of the signal that ended it. Nothing when
+  // `seconds` pass. kStatusUnknown where the system has no status: it has been waited for already, or
+  // SIGCHLD is ignored.
   std::optional<int> wait(double seconds);
+  static constexpr int kStatusUnknown = 255;
   void signal(int number) const;
   [[nodiscard]] int pid() const { return pid_; }
 

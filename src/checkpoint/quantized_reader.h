@@ -61,7 +61,7 @@ ReaderResult open_bitsandbytes_reader(const TensorTable& tensors, const Quantiza
 ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view config_json);
 
 // A group of -1 is the whole row. Groups that do not divide `cols` are an error, and so are columns that are
-// no multiple of 8 as QuantizedMatrix wants them.
+// no multiple of 8, as QuantizedMatrix requires.
 Result<int64_t> columns_of_group(const TensorTable& tensors, std::string_view module, int64_t group,
                                  int64_t cols);
 

@@ -178,6 +178,7 @@ Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
     }
     const CudaOptions cuda{options.precision, options.kv_bits, options.key_bias};
     QWEN2_TRY(open.backend, create_cuda_backend(*checkpoint, limits, cuda));
+    if (const auto advice = cuda_build_advice()) fmt::print(stderr, "note: {}\n", *advice);
   } else {
     QWEN2_TRY(open.backend, create_cpu_backend(*checkpoint, limits, options));
   }

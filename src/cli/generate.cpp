@@ -92,7 +92,7 @@ Status write_logits(Backend& backend, const std::vector<TokenId>& prompt, const 
     const Chunk chunk{std::span(prompt).subspan(static_cast<size_t>(position), static_cast<size_t>(count)),
                       position, pages, position + count == size};
     QWEN2_TRY(const Logits logits, backend.forward(std::span(&chunk, 1)));
-    if (!chunk.wants_logits) continue;
+    if (!chunk.needs_logits) continue;
     const auto row = logits.row(0);
     QWEN2_CHECK(write_file(path, {reinterpret_cast<const char*>(row.data()), row.size_bytes()}));
   }

@@ -10,7 +10,7 @@ namespace {
 // "--ctx_len" is taken as "--ctx-len".
 std::vector<std::string> with_hyphens(int argc, char** argv) {
   std::vector<std::string> arguments;
-  for (int i = argc - 1; i > 0; --i) {  // CLI11 wants them reversed
+  for (int i = argc - 1; i > 0; --i) {  // CLI11 takes them in reverse order
     std::string argument = argv[i];
     if (argument.starts_with("--")) {
       const size_t end = std::min(argument.find('='), argument.size());

@@ -151,7 +151,7 @@ void Engine::drop_cancelled() {
 }
 
 // Where the backend overlaps, the next step is begun before this one's tokens are waited for: it takes them
-// from the device. Who ends with them has one row too many in the next step, which is dropped.
+// from the device. A request that ends with them has one row too many in the next step, which is dropped.
 void Engine::step() {
   const std::vector<StepItem> items = scheduler_.next_step();
   std::optional<Flight> next;
@@ -184,7 +184,7 @@ Result<Engine::Flight> Engine::begin_step(const std::vector<StepItem>& items) {
     Chunk chunk;
     chunk.position = sequence.computed;
     chunk.pages = sequence.pages.pages();
-    chunk.wants_logits = item.samples();
+    chunk.needs_logits = item.samples();
     if (sequence.pending > 0) {
       chunk.tokens = std::span(&kUnknown, 1);
       chunk.pending = sequence.place;
@@ -195,8 +195,8 @@ Result<Engine::Flight> Engine::begin_step(const std::vector<StepItem>& items) {
     chunks.push_back(chunk);
     flight.sequences.push_back(sequence.shared_from_this());
     flight.prompt_tokens.push_back(sequence.in_prompt() ? item.count : 0);
-    flight.samples.push_back(chunk.wants_logits);
-    if (chunk.wants_logits) samplers.push_back(&sequence.sampler);
+    flight.samples.push_back(chunk.needs_logits);
+    if (chunk.needs_logits) samplers.push_back(&sequence.sampler);
   }
   QWEN2_CHECK(backend_->begin(chunks, samplers));
   int64_t place = 0;
@@ -260,7 +260,7 @@ void Engine::accept_token(Sequence& sequence, TokenId token, double now) {
   finish(sequence, std::move(event));
 }
 
-// Frees the request's pages and place first, so that whoever hears of its end finds them free.
+// Frees the request's pages and place before the callback, so that its receiver finds them free.
 void Engine::finish(Sequence& sequence, TokenEvent event) {
   const double now = now_seconds();
   const double admitted = sequence.admitted > 0 ? sequence.admitted : now;

@@ -1,4 +1,4 @@
-// The pages of the KV cache: which are free, and who holds the others.
+// The pages of the KV cache: which are free, and which request holds each of the others.
 #pragma once
 
 #include <cstdint>

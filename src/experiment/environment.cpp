@@ -63,7 +63,8 @@ json::value or_null(const std::optional<T>& value) {
 }
 
 void add_gpu(json::object& environment) {
-  const auto gpu = nvml_first_gpu();
+  const auto bus_id = first_gpu_bus_id();
+  const auto gpu = bus_id ? gpu_state(*bus_id) : std::nullopt;
   environment["gpu"] = gpu ? json::value(gpu->name) : json::value(nullptr);
   environment["gpu_memory_bytes"] = gpu ? json::value(gpu->memory_bytes) : json::value(nullptr);
   environment["driver"] = gpu ? text_or_null(gpu->driver) : json::value(nullptr);

@@ -33,7 +33,7 @@ void read_usage(const json::object& root, RequestRecord& record) {
     const double seconds = queue->to_number<double>(code);
     if (!code) record.queue_seconds = seconds;
   }
-  // llama.cpp counts in its timings also where nobody asked for the usage.
+  // llama.cpp counts in its timings also where the client did not ask for the usage.
   if (usage == nullptr && timings != nullptr && timings->contains("predicted_n")) {
     record.completion_tokens = integer_at(*timings, "predicted_n", record.completion_tokens);
     record.prompt_tokens = integer_at(*timings, "prompt_n", 0) + integer_at(*timings, "cache_n", 0);

@@ -1,4 +1,4 @@
-// A load test from its options to its result: who serves, the plan, the warm-up, the load, the watch.
+// A load test from its options to its result: the server, the plan, the warm-up, the load, the watch.
 #pragma once
 
 #include <boost/json.hpp>

@@ -23,8 +23,8 @@ struct LoadTestOptions {
 
   // Closed loop unless there is a rate or a trace.
   int64_t concurrency = 5;
-  std::optional<double>
-      ramp;  // seconds over which the clients of a closed loop start; none: see LoadTestResult
+  // Seconds over which the clients of a closed loop start; none: see LoadTestResult.
+  std::optional<double> ramp;
   std::optional<double> rate;  // requests a second
   Arrivals arrivals = Arrivals::kPoisson;
   double burstiness = 1;

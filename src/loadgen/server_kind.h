@@ -1,4 +1,4 @@
-// The servers that can be tested as they are, and what each wants to be asked.
+// The servers that can be tested as they are, and the request format of each.
 #pragma once
 
 #include <boost/json.hpp>

@@ -1,10 +1,11 @@
 // The words of a measurement and how samples are summarised. All times are seconds on the monotonic clock.
 //
-//   TTFT  scheduled send to the first event that carries a token
-//   TPOT  (last - first event that carries a token) / (completion tokens - 1); only with two such events or
-//   more ITL   the gap between two neighbouring events that carry tokens E2E   scheduled send to the last
-//   byte queue time  submission to admission, as the server saw it lag   scheduled send to the moment the
-//   client began to connect: the client's own lateness
+//   TTFT        scheduled send to the first event that carries a token
+//   TPOT        (last - first event that carries a token) / (completion tokens - 1); needs two such events
+//   ITL         the gap between two neighbouring events that carry tokens
+//   E2E         scheduled send to the last byte
+//   queue time  submission to admission, as the server saw it
+//   lag         scheduled send to the moment the client began to connect: the client's own lateness
 #pragma once
 
 #include <boost/json.hpp>

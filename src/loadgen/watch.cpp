@@ -138,8 +138,9 @@ WatchSample Watcher::look() {
     if (const uint64_t bytes = resident_memory_bytes(pid_)) sample.host_bytes = static_cast<int64_t>(bytes);
   }
   if (!sample.vram_bytes && on_card && is_here(url_)) {
-    auto bytes = pid_ > 0 ? nvml_memory_of(pid_) : std::nullopt;
-    if (!bytes) bytes = nvml_memory_in_use();
+    const auto gpu = first_gpu_bus_id();
+    auto bytes = gpu && pid_ > 0 ? gpu_memory_of(*gpu, pid_) : std::nullopt;
+    if (gpu && !bytes) bytes = gpu_memory_in_use(*gpu);
     if (bytes) sample.vram_bytes = static_cast<int64_t>(*bytes);
   }
   return sample;

@@ -19,9 +19,8 @@ struct Precision {
   int head_bits = 0;    // embedding and head: a scale for each row at 8 bits
   int64_t group = 128;  // of what is quantised when loaded
 
-  // "auto", "fp16", "bf16", "int8" or "int4"; an empty head follows the rest, but at 8 bits where the rest
-  // has
-  // 4. "fp16" and "bf16" both mean 16 bits, in the type that the device has.
+  // `weights` is "auto", "fp16", "bf16", "int8" or "int4". "fp16" and "bf16" both mean 16 bits, in the type
+  // that the device has. An empty `head` follows the weights, but is int8 where they are int4.
   static Result<Precision> parse(std::string_view weights, std::string_view head, int64_t group);
 };
 

@@ -19,7 +19,7 @@ class Sampler {
   // pick(), then accept().
   TokenId sample(std::span<const float> logits);
 
-  // For those who pick the token elsewhere, by the same inputs, and hand it in.
+  // For backends that choose the token themselves, from the same inputs, and call accept().
   [[nodiscard]] const SamplingParams& params() const { return params_; }
   // In [0, 1): what decides the next token, or the one `ahead` of it.
   [[nodiscard]] double next_uniform(uint64_t ahead = 0) const;

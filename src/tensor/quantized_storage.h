@@ -15,7 +15,7 @@ size_t place_arrays(QuantizedMatrix& matrix, std::byte* base);
 
 class QuantizedStorage {
  public:
-  // Zeroed. `rows` and `cols` as QuantizedMatrix wants them.
+  // Zeroed. `rows` and `cols` as in QuantizedMatrix.
   QuantizedStorage(const QuantizedFormat& format, int64_t rows, int64_t cols);
   QuantizedStorage(const QuantizedStorage&) = delete;
   QuantizedStorage& operator=(const QuantizedStorage&) = delete;

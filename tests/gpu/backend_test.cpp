@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/json.hpp>
 #include <cmath>
 #include <cstring>
@@ -9,6 +10,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/memory.h"
+#include "base/gpu_info.h"
 #include "base/memory.h"
 #include "unit/paths.h"
 #include "unit/random_data.h"
@@ -222,6 +224,24 @@ TEST(GpuBackend, KeepsItsBudgetAndAllocatesNothingWhileItRuns) {
   EXPECT_GE(gpu->plan().total(), *gpu->device_memory()) << "the plan counts everything";
 }
 
+// The driver and CUDA number GPUs differently; the PCI bus id names the same one.
+TEST(GpuInfo, IsOfCudasFirstGpu) {
+  std::array<char, 32> expected{};
+  ASSERT_EQ(cudaDeviceGetPCIBusId(expected.data(), static_cast<int>(expected.size()), 0), cudaSuccess);
+  const auto bus_id = first_gpu_bus_id();
+  ASSERT_TRUE(bus_id);
+  EXPECT_EQ(*bus_id, expected.data());
+  cudaDeviceProp properties{};
+  ASSERT_EQ(cudaGetDeviceProperties(&properties, 0), cudaSuccess);
+  const auto state = gpu_state(*bus_id);
+  ASSERT_TRUE(state);
+  EXPECT_EQ(state->name, properties.name);
+  EXPECT_GE(state->memory_bytes, properties.totalGlobalMem);
+  EXPECT_FALSE(state->driver.empty());
+  EXPECT_GT(gpu_memory_in_use(*bus_id).value_or(0), 0U);
+  EXPECT_FALSE(gpu_state("00000000:ff:1f.0"));
+}
+
 TEST(GpuBackend, RefusesABudgetThatIsTooSmall) {
   const auto checkpoint = open_checkpoint(test::demo_model().string());
   ASSERT_TRUE(checkpoint);
@@ -283,7 +303,7 @@ TEST(GpuBackend, OverlappedStepsOfSeveralGroups) {
       for (size_t s = 0; s < kDecoding + kPrompts; ++s) {
         Chunk& chunk = chunks.emplace_back();
         chunk.pages = std::span(pages).subspan(s * kPages, kPages);
-        chunk.wants_logits = true;
+        chunk.needs_logits = true;
         if (s >= kDecoding) {
           chunk.tokens = prompts[step * kPrompts + s - kDecoding];
         } else if (step == 0) {

@@ -257,7 +257,7 @@ class FakeBackend final : public Backend {
     std::fill(logits_.begin(), logits_.end(), 0.0F);
     size_t row = 0;
     for (const Chunk& chunk : chunks) {
-      if (chunk.wants_logits)
+      if (chunk.needs_logits)
         logits_[16 * row++ + static_cast<size_t>((chunk.tokens.back() + 1) % 16)] = 1.0F;
     }
     largest_batch = std::max(largest_batch.load(), chunks.size());

@@ -288,6 +288,16 @@ TEST(Subprocess, LogsAndEnds) {
   sleeper->signal(SIGTERM);
   EXPECT_EQ(sleeper->wait(60), 128 + SIGTERM);
   EXPECT_FALSE(Subprocess::start_logged({"/no/program"}, {}, log));
+}
+
+// The system keeps no status of children whose SIGCHLD is ignored: that must not read as success.
+TEST(Subprocess, AnUnknownStatusIsNoSuccess) {
+  const auto handler = std::signal(SIGCHLD, SIG_IGN);
+  auto child = Subprocess::start({"/bin/true"});
+  ASSERT_TRUE(child);
+  EXPECT_EQ(child->wait(10), Subprocess::kStatusUnknown);
+  EXPECT_EQ(child->wait(10), Subprocess::kStatusUnknown);
+  std::signal(SIGCHLD, handler);
   fs::remove(log);
   EXPECT_EQ(shell_command(std::vector<std::string>{"a", "b c", "it's", ""}), R"(a 'b c' 'it'\''s' '')");
 }

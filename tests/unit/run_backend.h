@@ -31,7 +31,7 @@ inline std::vector<float> run(Backend& backend, std::span<const TokenId> tokens,
     const auto logits = backend.forward(std::span(&piece, 1));
     EXPECT_TRUE(logits) << logits.error().message;
     if (!logits) return {};
-    if (piece.wants_logits) row.assign(logits->row(0).begin(), logits->row(0).end());
+    if (piece.needs_logits) row.assign(logits->row(0).begin(), logits->row(0).end());
     tokens = tokens.subspan(count);
     position += static_cast<int64_t>(count);
   }

@@ -222,7 +222,7 @@ Result<Logits> CpuBackend::forward(std::span<const Chunk> chunks) {
       for (size_t i = 0; i < chunk.tokens.size(); ++i) {
         rows.push_back({chunk.tokens[i], chunk.position + static_cast<int64_t>(i), chunk.pages, -1});
       }
-      if (chunk.wants_logits) rows.back().logits_index = logits_order_[c] = wanted++;
+      if (chunk.needs_logits) rows.back().logits_index = logits_order_[c] = wanted++;
     }
   }
   std::erase(logits_order_, -1);

@@ -10,7 +10,7 @@
 namespace qwen2 {
 namespace {
 
-// The functions used, under their own names.
+// The functions of the library that are used.
 struct Library {
   decltype(&cublasLtCreate) create = nullptr;
   decltype(&cublasLtDestroy) destroy = nullptr;
@@ -62,7 +62,7 @@ Status check(cublasStatus_t status, std::string_view what) {
   return fail(ErrorKind::kInternal, "cuBLASLt: {} failed with status {}", what, static_cast<int>(status));
 }
 
-// What a shape needs, prepared once.
+// The descriptions and the algorithm of a shape, prepared once.
 struct Prepared {
   cublasLtMatrixLayout_t w = nullptr;
   cublasLtMatrixLayout_t x = nullptr;

@@ -32,7 +32,7 @@ class CublasLt {
   CublasLt() = default;
   CublasLt(const CublasLt&) = delete;
   CublasLt& operator=(const CublasLt&) = delete;
-  // Of equal shapes, the same algorithm: a row's result depends on the shape, not on what ran before.
+  // Equal shapes use the same algorithm, so a row's result depends on the shape alone.
   virtual Status multiply(const DenseProduct& product, cudaStream_t stream) = 0;
 };
 

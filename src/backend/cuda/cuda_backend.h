@@ -1,5 +1,6 @@
-// The forward pass on a GPU. cuda_backend.cpp has the steps; rows that decode go through recorded graphs of
-// cuda_layers.cpp, prompts through cuda_prompt.cpp; cuda_start.cpp prepares all of it.
+// The forward pass on a GPU. start.cpp opens the GPU and prepares everything, step.cpp runs a step.
+// Decoding rows go through recorded graphs of layers.cpp, prompts through prompt.cpp. docs/gpu.md explains
+// the design.
 #pragma once
 
 #include <array>
@@ -12,14 +13,17 @@
 #include "backend/cuda/cublaslt.h"
 #include "backend/cuda/layout.h"
 #include "backend/cuda/memory.h"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/layers/layers.h"
+#include "kernels/cuda/rows/rows.h"
+#include "kernels/cuda/sampling/sampling.h"
 
 namespace qwen2 {
 
-// Chunks up to this length go row by row with those that decode: reading the weights once for all is then
-// cheaper than a product of their own.
+// Chunks of up to so many tokens run as rows beside those that decode, so that the weights are read once
+// for all.
 constexpr int64_t kShortChunk = 16;
-// Grids of the attention of rows that graphs are recorded for: parts of the longest row.
+// Graphs are recorded for these numbers of attention splits; a step uses the first that covers its longest
+// row.
 constexpr std::array<int, 3> kSplitClasses{1, 16, cuda::kMaxSplits};
 
 class CudaBackend final : public Backend {
@@ -43,19 +47,19 @@ class CudaBackend final : public Backend {
   Status forward_all(const Chunk& chunk, const LogitSink& sink) override;
 
  private:
-  // Rows that go through the layers together.
+  // Rows that run through the layers together.
   struct Group {
     std::vector<Chunk> pieces;
     int64_t rows = 0;
     bool is_prompt = false;  // one long chunk
     struct Wanted {
-      int64_t row, place;  // in the group, and among the step's logits
-      int64_t pending;     // of its chunk
+      int64_t row, place;  // in the group; among the step's logits
+      int64_t pending;     // Chunk::pending
     };
     std::vector<Wanted> wanted;
   };
 
-  // In cuda_start.cpp.
+  // In start.cpp.
   Status open_device();
   Status allocate();
   Status record_steps();
@@ -64,7 +68,7 @@ class CudaBackend final : public Backend {
   Status separate_key_bias();
   Status prepare_layers();
   Result<std::vector<Group>> group(std::span<const Chunk> chunks);
-  // `done` is recorded behind the group: the last of a step that has such an event.
+  // Records `done` after the group, if it is not null: it belongs to the last group of a step.
   Status run_group(const Group& group, std::span<Sampler* const> samplers, cudaEvent_t done = nullptr);
   Status run_rows(const Group& group, std::span<Sampler* const> samplers, cudaEvent_t done);
   Result<cuda::FetchArgs> write_inputs(const Group& group, int64_t padded_rows,
@@ -73,42 +77,42 @@ class CudaBackend final : public Backend {
   [[nodiscard]] cuda::EmbedArgs embedding(int64_t rows, float* hidden) const;
   void write_samples(const Group& group, std::span<Sampler* const> samplers, cuda::SampleRow* samples,
                      uint32_t* words, int32_t& word) const;
-  // Where this step's tokens, or the one's before it, lie among all.
+  // The place of the first token of a step among all; two steps are in flight.
   [[nodiscard]] int64_t token_place(int64_t step) const { return step % 2 * plan_.limits.max_num_seqs; }
   void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
   [[nodiscard]] cuda::SampleArgs sample_args(int count) const;
   static bool sampled_in_step(const Group& group, const Sampler& sampler);
-  // In cuda_prompt.cpp.
+  // In prompt.cpp.
   Status run_prompt(const Chunk& chunk);
   Status prompt_attention(int layer, const Chunk& chunk);
   Status prompt_mlp(int layer, int rows);
   Status prompt_product(const CudaMatrix& matrix, const uint16_t* x, int64_t x_stride, int64_t rows,
                         float* y);
-  void prompt_norm(const float* norm, int rows, int parts, const uint32_t* row_max) const;
+  void prompt_norm(const float* norm, int rows, int splits, const uint32_t* row_max) const;
   Status prompt_head(int64_t first, int64_t rows) const;
-  // In cuda_layers.cpp.
+  // In layers.cpp.
   void enqueue_rows(int count, int max_splits) const;
   void enqueue_layer(int layer, int count, int max_splits, int& current) const;
-  // What the stages of a layer are given. Where several rows share an input, it is made here.
+  // The arguments of a layer's stages. They launch the kernels that make an input for several rows.
   [[nodiscard]] std::vector<cuda::LayerArgs> layers_of_a_row() const;
   [[nodiscard]] uint32_t* layers_arrived() const { return w_.row_max + config_.layers * cuda::kMaxRows; }
   [[nodiscard]] cuda::ProductArgs qkv_product(int layer, int count, int max_splits, int& current) const;
-  [[nodiscard]] uint16_t* attended(cuda::XOrder order) const;
+  [[nodiscard]] uint16_t* attended(cuda::ActivationLayout order) const;
   [[nodiscard]] cuda::RowAttentionArgs row_attention(int layer, int count, int max_splits) const;
   [[nodiscard]] cuda::ProductArgs output_product(int layer, int count) const;
   [[nodiscard]] uint32_t* products_max(int layer) const;
   [[nodiscard]] cuda::ProductArgs gate_up_product(int layer, int count, int& current) const;
   [[nodiscard]] cuda::ProductArgs down_product(int layer, int count) const;
-  [[nodiscard]] cuda::ProductArgs head_product(int count, int parts, int& current) const;
+  [[nodiscard]] cuda::ProductArgs head_product(int count, int splits, int& current) const;
   [[nodiscard]] cuda::KvCache cache(int layer) const;
-  [[nodiscard]] cuda::ProductInput input_of(const float* norm, const CudaMatrix& matrix, int count, int parts,
-                                            int& current, bool keeps) const;
+  [[nodiscard]] cuda::ProductInput input_of(const float* norm, const CudaMatrix& matrix, int count,
+                                            int splits, int& current, bool keeps) const;
   void multiply(const CudaMatrix& matrix, cuda::ProductArgs args) const;
-  // In cuda_backend.cpp again.
+  // In step.cpp.
   [[nodiscard]] cuda::HeadShape heads() const;
   Status fetch_logits(int64_t row, int64_t place);
   [[nodiscard]] int64_t vocabulary_stride() const;
-  // Rows of the recorded steps: powers of two.
+  // The number of rows of the recorded step: a power of two.
   static int row_bucket(int64_t rows);
   [[nodiscard]] int split_class(int64_t length) const;
   [[nodiscard]] const cuda::Row* rows() const { return reinterpret_cast<const cuda::Row*>(w_.inputs); }
@@ -123,42 +127,43 @@ class CudaBackend final : public Backend {
   std::string device_name_;
   std::string bus_id_;
   DeviceBuffer weights_memory_, kv_memory_, workspace_memory_;
-  // Inputs go to the card from two buffers in turn. A buffer is free again when a prompt's inputs are there,
-  // or when rows are through: behind the last ones of a step, the step's own event says so.
+  // Inputs are written to two host buffers in turn. A buffer may be overwritten when the GPU has read a
+  // prompt's inputs, or when the rows' step is done.
   struct Inputs {
     PinnedBuffer host;
     cudaEvent_t sent = nullptr;
-    cudaEvent_t free = nullptr;  // one of both
+    cudaEvent_t free = nullptr;  // `sent`, or the step's own event
   };
   std::array<Inputs, 2> inputs_;
   size_t next_inputs_ = 0;
   PinnedBuffer host_logits_, host_tokens_;
-  // Steps begun and not finished; each has one of two places for its tokens.
+  // Steps that have begun and not finished. Each has one of two places for its tokens.
   struct Begun {
     std::vector<Sampler*> samplers;
-    std::vector<int64_t> order;  // of each sampler's token in the step's place
-    int64_t first_token;         // that place
+    std::vector<int64_t> order;  // each sampler's token, counted from first_token
+    int64_t first_token;         // see token_place()
     cudaEvent_t done;
   };
   std::deque<Begun> begun_;
   std::array<cudaEvent_t, 2> done_{};
   int64_t steps_ = 0;
-  int64_t seen_offset_ = 0;  // of the seen tokens among the input's words
+  int64_t seen_offset_ = 0;  // of the seen tokens in the input's words
   std::unique_ptr<CublasLt> dense_;
   CudaWeights weights_;
   CudaWorkspace w_;
   std::vector<int> layer_bias_pairs_;
-  std::optional<cuda::LayersArgs> layers_;  // of a short row, where all layers are one kernel
-  // A step as it was recorded. Its first node fetches the inputs: its arguments are new each time.
+  std::optional<cuda::LayersArgs> layers_;  // where a short row's layers are one kernel
+  // A recorded step. Its first node fetches the inputs; the arguments of that node are set before each
+  // launch.
   struct RecordedStep {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t exec = nullptr;
     cudaGraphNode_t fetch = nullptr;
   };
   std::map<std::pair<int, int>, RecordedStep> recorded_;  // by rows and splits
-  int64_t row_limit_ = 0;                                 // of a group
+  int64_t row_limit_ = 0;                                 // rows of a group, at most
   std::vector<int64_t> logits_order_;
-  std::vector<int64_t> pending_order_;  // of the tokens of the step begun last
+  std::vector<int64_t> pending_order_;  // of the step that began last
 };
 
 }  // namespace qwen2

@@ -1,4 +1,4 @@
-// The model's layers as kernels: what a step of few rows launches, top to bottom.
+// The layers of a decode step as kernel launches, top to bottom.
 #include <algorithm>
 #include <cmath>
 
@@ -11,22 +11,24 @@ using cuda::ProductArgs;
 using cuda::ProductInput;
 using cuda::ProductOutput;
 
-// One row that every block of a product stages for itself, from fp16 or float activations.
+// Whether every block of a product stages the one row itself, from fp16 or float activations.
 bool stages_plain(const cuda::DeviceMatrix& matrix, int rows) {
   return rows == 1 && cuda::can_stage(matrix, false);
 }
 
-// How attention leaves its rows for the output projection. Digits are made from all of a row's columns.
-cuda::XOrder attention_order(const CudaMatrix& output, int rows) {
-  const cuda::XOrder order = x_order(output);
-  const bool as_rows = stages_plain(output.front().matrix, rows) || order == cuda::XOrder::kDigits;
-  return as_rows ? cuda::XOrder::kRows : order;
+// The layout in which attention writes its rows for the output projection. Split int8 activations are made
+// later, from rows, because a scale covers columns of several heads.
+cuda::ActivationLayout attention_layout(const CudaMatrix& output, int rows) {
+  const cuda::ActivationLayout order = activation_layout(output);
+  const bool as_rows =
+      stages_plain(output.front().matrix, rows) || order == cuda::ActivationLayout::kSplitInt8;
+  return as_rows ? cuda::ActivationLayout::kRows : order;
 }
 
 void take_rows(const cuda::RowsOut& rows, ProductInput& input) {
   input.x = rows.x;
   input.stride = rows.stride;
-  input.order = rows.order;
+  input.layout = rows.layout;
   input.scales = rows.scales;
 }
 
@@ -49,21 +51,21 @@ cuda::KvCache CudaBackend::cache(int layer) const {
   return cache;
 }
 
-// Each part of a matrix whose rows have several formats. Where they do not agree on the order of activations,
-// each gets its own.
+// Multiplies each part of a matrix whose rows have several formats. Where parts read activations in different
+// layouts, each gets its own copy.
 void CudaBackend::multiply(const CudaMatrix& matrix, ProductArgs args) const {
   const ProductInput given = args.input;
   for (const CudaMatrixPart& part : matrix) {
     const cuda::DeviceMatrix& w = part.matrix;
     const bool several = given.x != nullptr && given.stride > 0;
-    if (several && (w.order != nullptr || given.order != cuda::x_order(w))) {
-      cuda::ArrangeArgs arrange;
-      arrange.rows = args.rows;
-      arrange.cols = w.cols;
-      arrange.halves = given.x;
-      arrange.order = w.order;
-      arrange.out = {w_.permuted, given.stride, cuda::x_order(w), w_.permuted_scales};
-      cuda::arrange(arrange, stream_);
+    if (several && (w.order != nullptr || given.layout != cuda::activation_layout(w))) {
+      cuda::RepackArgs repack;
+      repack.rows = args.rows;
+      repack.cols = w.cols;
+      repack.halves = given.x;
+      repack.order = w.order;
+      repack.out = {w_.permuted, given.stride, cuda::activation_layout(w), w_.permuted_scales};
+      cuda::repack(repack, stream_);
       args.input.x = w_.permuted;
       args.input.scales = w_.permuted_scales;
     }
@@ -76,8 +78,8 @@ void CudaBackend::multiply(const CudaMatrix& matrix, ProductArgs args) const {
   }
 }
 
-// The layers and the head, for rows whose inputs and embeddings lie in the workspace, and the tokens of those
-// that are sampled the plain way.
+// Launches the layers, the head and greedy sampling, for rows whose inputs and embeddings are in the
+// workspace.
 void CudaBackend::enqueue_rows(int count, int max_splits) const {
   int current = 0;
   if (count == 1 && max_splits == 1 && layers_) {
@@ -92,29 +94,30 @@ void CudaBackend::enqueue_rows(int count, int max_splits) const {
 }
 
 // Logits of the rows of the residual stream.
-ProductArgs CudaBackend::head_product(int count, int parts, int& current) const {
+ProductArgs CudaBackend::head_product(int count, int splits, int& current) const {
   ProductArgs head;
   head.rows = count;
-  head.input = input_of(weights_.final_norm, weights_.head, count, parts, current, false);
+  head.input = input_of(weights_.final_norm, weights_.head, count, splits, current, false);
   head.out_rows = static_cast<int>(config_.vocab_size);
   head.y = w_.logits;
   head.y_stride = vocabulary_stride();
   return head;
 }
 
-// The residual stream, normed, as a product's input. The sum of its parts goes to the other buffer.
-ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, int count, int parts,
+// The normed residual stream as a product's input. The kernel that adds its partial sums writes to the
+// other buffer.
+ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, int count, int splits,
                                    int& current, bool keeps) const {
   ProductInput input;
-  const cuda::XOrder order = x_order(matrix);
+  const cuda::ActivationLayout order = activation_layout(matrix);
   const bool stages = std::all_of(matrix.begin(), matrix.end(), [](const CudaMatrixPart& part) {
     return cuda::can_stage(part.matrix, true);
   });
-  // Parts that want different orders round alike in every batch: from rows of fp16.
-  if (count == 1 && stages && order != cuda::XOrder::kRows) {
+  // Parts with different layouts are repacked from rows of fp16, so that they round alike in every batch.
+  if (count == 1 && stages && order != cuda::ActivationLayout::kRows) {
     input.hidden = w_.hidden[current];
     input.partials = w_.partials;
-    input.parts = parts;
+    input.splits = splits;
     input.norm = norm;
     input.epsilon = config_.rms_norm_eps;
     if (keeps) {
@@ -128,14 +131,14 @@ ProductInput CudaBackend::input_of(const float* norm, const CudaMatrix& matrix, 
   args.cols = static_cast<int>(config_.hidden_size);
   args.hidden = w_.hidden[current];
   args.partials = w_.partials;
-  args.parts = parts;
+  args.splits = splits;
   args.norm = norm;
   args.epsilon = config_.rms_norm_eps;
   args.out = {w_.x, cuda_row_stride(config_.hidden_size), order, w_.x_scales};
   args.factors = w_.x_factors;
   cuda::add_norm(args, stream_);
   take_rows(args.out, input);
-  if (order == cuda::XOrder::kDigits) input.factors = w_.x_factors;
+  if (order == cuda::ActivationLayout::kSplitInt8) input.factors = w_.x_factors;
   return input;
 }
 
@@ -151,14 +154,15 @@ ProductArgs CudaBackend::qkv_product(int layer, int count, int max_splits, int& 
   qkv.q = w_.q;
   qkv.q_scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim));
   qkv.new_kv = w_.new_kv;
-  // A long row's keys and values are on their way meanwhile; in fp16 so are the weights of what follows.
-  qkv.next_starts_early = max_splits > 1 || w.qkv.front().matrix.form == cuda::MatrixForm::kF16;
+  // Meanwhile a long row's keys and values are in flight, and in fp16 the weights of the output projection.
+  qkv.trigger_early = max_splits > 1 || w.qkv.front().matrix.form == cuda::MatrixForm::kF16;
   return qkv;
 }
 
-// Where attention writes. Only blocks go to w_.attended: rows would leave something in the padding of blocks.
-uint16_t* CudaBackend::attended(cuda::XOrder order) const {
-  return order == cuda::XOrder::kRows ? w_.x : w_.attended;
+// Where attention writes. w_.attended is for blocked layouts only: rows would overwrite the zeros of its
+// padding.
+uint16_t* CudaBackend::attended(cuda::ActivationLayout order) const {
+  return order == cuda::ActivationLayout::kRows ? w_.x : w_.attended;
 }
 
 cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_splits) const {
@@ -170,15 +174,14 @@ cuda::RowAttentionArgs CudaBackend::row_attention(int layer, int count, int max_
   attention.cache = cache(layer);
   attention.q = w_.q;
   attention.max_splits = max_splits;
-  // Weights of 4 bits are here before a short row's attention is through, if they are asked for in time; more
-  // of them would hold up its keys.
-  attention.next_starts_first =
-      count == 1 && max_splits == 1 && cuda::form_bits(output.front().matrix.form) == 4;
-  attention.order = attention_order(output, count);
-  attention.out = attended(attention.order);
+  // 4-bit weights of the output projection arrive before a short row's attention ends if their loads are
+  // issued early. Larger weights would delay the loads of its keys.
+  attention.trigger_first = count == 1 && max_splits == 1 && cuda::form_bits(output.front().matrix.form) == 4;
+  attention.layout = attention_layout(output, count);
+  attention.out = attended(attention.layout);
   attention.out_stride = cuda_row_stride(config_.q_size());
-  attention.part_sums = w_.part_sums;
-  attention.part_scalars = w_.part_scalars;
+  attention.split_sums = w_.split_sums;
+  attention.split_scalars = w_.split_scalars;
   attention.arrived = w_.arrived;
   return attention;
 }
@@ -187,21 +190,23 @@ ProductArgs CudaBackend::output_product(int layer, int count) const {
   const CudaMatrix& matrix = weights_.layers[static_cast<size_t>(layer)].attention_output;
   ProductArgs output;
   output.rows = count;
-  output.input.order = attention_order(matrix, count);
+  output.input.layout = attention_layout(matrix, count);
   if (!stages_plain(matrix.front().matrix, count)) output.input.stride = cuda_row_stride(config_.q_size());
-  output.input.x = attended(output.input.order);
+  output.input.x = attended(output.input.layout);
   output.out_rows = static_cast<int>(config_.hidden_size);
   output.y = w_.partials;
   output.y_stride = config_.hidden_size;
-  output.split = kOutputSplit;
-  output.next_starts_early = true;
+  output.split_k = kOutputSplit;
+  output.trigger_early = true;
   return output;
 }
 
-// The largest products of gate and up, of each row: fp16 asks for them, digits hold any float.
+// Where each row's largest SwiGLU product is written: fp16 activations are scaled by it, split int8 ones
+// need no maximum.
 uint32_t* CudaBackend::products_max(int layer) const {
   const CudaMatrix& down = weights_.layers[static_cast<size_t>(layer)].down;
-  return x_order(down) == cuda::XOrder::kDigits ? nullptr : w_.row_max + layer * cuda::kMaxRows;
+  return activation_layout(down) == cuda::ActivationLayout::kSplitInt8 ? nullptr
+                                                                       : w_.row_max + layer * cuda::kMaxRows;
 }
 
 ProductArgs CudaBackend::gate_up_product(int layer, int count, int& current) const {
@@ -210,7 +215,7 @@ ProductArgs CudaBackend::gate_up_product(int layer, int count, int& current) con
   gate_up.rows = count;
   gate_up.input = input_of(w.post_attention_norm, w.gate_up, count, kOutputSplit, current, true);
   gate_up.output = ProductOutput::kSwiglu;
-  gate_up.starts_early = true;
+  gate_up.launched_early = true;
   gate_up.y = w_.products;
   gate_up.y_stride = config_.intermediate_size;
   gate_up.row_max = products_max(layer);
@@ -225,24 +230,25 @@ ProductArgs CudaBackend::down_product(int layer, int count) const {
   if (stages_plain(matrix.front().matrix, count)) {
     down.input.values = w_.products;
   } else {
-    cuda::ArrangeArgs arrange;
-    arrange.rows = count;
-    arrange.cols = static_cast<int>(config_.intermediate_size);
-    arrange.values = w_.products;
-    arrange.out = {w_.x, cuda_row_stride(config_.intermediate_size), x_order(matrix), w_.x_scales};
-    arrange.row_max = down.input.row_max;
-    cuda::arrange(arrange, stream_);
-    take_rows(arrange.out, down.input);
+    cuda::RepackArgs repack;
+    repack.rows = count;
+    repack.cols = static_cast<int>(config_.intermediate_size);
+    repack.values = w_.products;
+    repack.out = {w_.x, cuda_row_stride(config_.intermediate_size), activation_layout(matrix), w_.x_scales};
+    repack.row_max = down.input.row_max;
+    cuda::repack(repack, stream_);
+    take_rows(repack.out, down.input);
   }
   down.out_rows = static_cast<int>(config_.hidden_size);
   down.y = w_.partials;
   down.y_stride = config_.hidden_size;
-  down.split = kDownSplit;
-  down.starts_early = true;
+  down.split_k = kDownSplit;
+  down.launched_early = true;
   return down;
 }
 
-// What a short row's layers are given where every block stages its products' inputs itself; otherwise none.
+// The arguments of the layers kernel for a short row, if every block can stage its products' inputs;
+// otherwise empty.
 std::vector<cuda::LayerArgs> CudaBackend::layers_of_a_row() const {
   const auto stages = [](const CudaMatrix& matrix, bool normed) {
     return matrix.size() == 1 && cuda::can_stage(matrix.front().matrix, normed);

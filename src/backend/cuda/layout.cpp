@@ -11,10 +11,11 @@ using cuda::DeviceMatrix;
 using cuda::MatrixForm;
 using Format = std::optional<QuantizedFormat>;
 
-// Prompt tokens of one pass, where the user does not say.
+// The default of --prefill-chunk on a GPU.
 constexpr int64_t kPrefillChunk = 1024;
 
-// Groups go with the tensor cores' steps of 16 columns; others are expanded.
+// The format in device memory. Groups must be multiples of a tensor core step of 16 columns; otherwise the
+// matrix is expanded to fp16.
 Format on_the_card(const Format& format) {
   return format && format->group % 16 == 0 ? format : std::nullopt;
 }
@@ -47,14 +48,15 @@ DeviceMatrix place(const Format& format, int64_t rows, int64_t cols, CudaArena& 
   return m;
 }
 
-// Neighbouring sources of one format are one part; gate and up, whose rows alternate, are one or none.
+// Neighbouring sources of one format become one part. The rows of gate and up alternate, so they share a
+// part.
 Result<CudaMatrix> lay_out(const Checkpoint& checkpoint, const Precision& precision, const MatrixEntry& entry,
                            CudaArena& arena) {
   std::vector<std::pair<Format, int64_t>> runs;
   for (const TensorSource& source : entry.sources) {
     QWEN2_TRY(const Format kept, kept_format(checkpoint, precision, entry, source));
     const Format format = on_the_card(kept);
-    // Orders of columns may differ from tensor to tensor.
+    // Column orders may differ from tensor to tensor.
     const bool apart = format && format->permuted && entry.role == MatrixRole::kQkv;
     if (!runs.empty() && runs.back().first == format && !apart) {
       runs.back().second += source.rows;
@@ -62,8 +64,8 @@ Result<CudaMatrix> lay_out(const Checkpoint& checkpoint, const Precision& precis
       runs.emplace_back(format, source.rows);
     }
   }
-  // Rows of two formats have two parts; but gate and up, whose rows alternate, must share one, and so must
-  // fp16 and quantised rows, which want their activations in different orders.
+  // Two formats become two parts. Gate and up must share a part, and so must fp16 and quantised rows, because
+  // they read activations in different layouts: these are expanded to fp16.
   const auto is_fp16 = [](const auto& run) { return !run.first; };
   if (runs.size() > 1 &&
       (entry.role == MatrixRole::kGateUp || std::any_of(runs.begin(), runs.end(), is_fp16)))
@@ -137,7 +139,7 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   const int64_t widest = cuda_row_stride(std::max({c.hidden_size, c.intermediate_size, c.q_size()}));
   CudaWorkspace w;
   w.input_rows = std::max(kRows, chunk);
-  // Every page of the pool at most once, one for padding rows, and every token that a penalty may ask for.
+  // At most every page of the pool, one page for padding rows, and every token that a penalty may need.
   w.input_words = round_up(kv_pages + 1 + std::min(limits.max_num_seqs, kRows) * limits.max_model_len, 4);
   w.inputs = arena.take<std::byte>(w.input_bytes());
   w.tokens = arena.take<int32_t>(2 * limits.max_num_seqs);
@@ -158,11 +160,11 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   w.x = arena.take<uint16_t>(kRows * widest);
   w.attended = arena.take<uint16_t>(kRows * widest);
   w.permuted = arena.take<uint16_t>(kRows * widest);
-  w.x_scales = arena.take<float>(kRows * widest / cuda::kDigitColumns);
-  w.permuted_scales = arena.take<float>(kRows * widest / cuda::kDigitColumns);
+  w.x_scales = arena.take<float>(kRows * widest / cuda::kActivationGroup);
+  w.permuted_scales = arena.take<float>(kRows * widest / cuda::kActivationGroup);
   w.x_factors = arena.take<float>(kRows);
-  w.part_sums = arena.take<float>(kRows * c.heads * cuda::kMaxSplits * c.head_dim);
-  w.part_scalars = arena.take<float>(kRows * c.heads * cuda::kMaxSplits * 2);
+  w.split_sums = arena.take<float>(kRows * c.heads * cuda::kMaxSplits * c.head_dim);
+  w.split_scalars = arena.take<float>(kRows * c.heads * cuda::kMaxSplits * 2);
   w.prompt_hidden = arena.take<float>(chunk * c.hidden_size);
   w.prompt_qkv = arena.take<float>(chunk * round_up(c.qkv_size(), cuda::kTileRows));
   w.prompt_out = arena.take<float>(chunk * round_up(c.hidden_size, cuda::kTileRows));
@@ -173,12 +175,12 @@ CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& c, const Limits& limits,
   return w;
 }
 
-cuda::XOrder x_order(const CudaMatrix& matrix) {
-  const cuda::XOrder first = cuda::x_order(matrix.front().matrix);
+cuda::ActivationLayout activation_layout(const CudaMatrix& matrix) {
+  const cuda::ActivationLayout first = cuda::activation_layout(matrix.front().matrix);
   const bool same = std::all_of(matrix.begin(), matrix.end(), [&](const CudaMatrixPart& part) {
-    return part.matrix.order == nullptr && cuda::x_order(part.matrix) == first;
+    return part.matrix.order == nullptr && cuda::activation_layout(part.matrix) == first;
   });
-  return same ? first : cuda::XOrder::kRows;
+  return same ? first : cuda::ActivationLayout::kRows;
 }
 
 uint64_t cuda_decode_bytes(const CudaWeights& weights) {
@@ -219,12 +221,12 @@ Result<CudaCosts> costs_of(const Checkpoint& checkpoint, const Qwen2Config& conf
   costs.available = overhead.available;
   costs.page_tokens = cuda::kPageTokens;
   costs.page_bytes = config.layers * config.kv_heads * cuda::kv_page_bytes(options.kv_bits, config.head_dim);
-  // The page tables depend on the pool, which depends on what the workspace leaves: counted with every page.
+  // The size of the page tables depends on the pool, and the pool on the workspace: so every page is counted.
   const int64_t pages =
       limits.max_num_seqs * ((limits.max_model_len + cuda::kPageTokens - 1) / cuda::kPageTokens);
   CudaArena workspace(nullptr);
   lay_out_cuda_workspace(config, limits, weights, pages, workspace);
-  // One more page of KV, which padding rows write to.
+  // Padding rows write to one more page of KV.
   costs.workspace = workspace.used() + static_cast<uint64_t>(costs.page_bytes);
   return CudaCosts{limits, costs, cuda_decode_bytes(weights)};
 }

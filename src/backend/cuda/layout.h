@@ -1,5 +1,4 @@
-// What the CUDA backend puts on the card, and how large it is; plain C++, so that memory is planned without a
-// card and without CUDA.
+// What the CUDA backend keeps in device memory, and its size. Plain C++: memory is planned without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +10,9 @@
 
 namespace qwen2 {
 
-// A matrix whose rows have different formats has several parts, each some of its stored rows.
+// A matrix whose rows have several formats is several parts, each a range of its stored rows.
 struct CudaMatrixPart {
-  int first_row = 0;  // stored
+  int first_row = 0;  // stored row of the whole matrix
   cuda::DeviceMatrix matrix;
 };
 using CudaMatrix = std::vector<CudaMatrixPart>;
@@ -35,7 +34,7 @@ struct CudaWeights {
   CudaMatrix head;  // the embedding when tied
 };
 
-// Hands out aligned pieces of device memory; from a null base it only counts.
+// Allocates aligned pieces of a block of device memory. With a null base it only counts bytes.
 class CudaArena {
  public:
   explicit CudaArena(std::byte* base) : next_(reinterpret_cast<uintptr_t>(base)), begin_(next_) {}
@@ -52,24 +51,24 @@ class CudaArena {
   uintptr_t begin_;
 };
 
-// How products of several rows with all parts want their activations: as rows where they differ, or where
+// The layout of activations for products of several rows: rows where the parts need different ones, or where
 // columns must be permuted first.
-cuda::XOrder x_order(const CudaMatrix& matrix);
+cuda::ActivationLayout activation_layout(const CudaMatrix& matrix);
 
-// Places every tensor. Reads nothing of the checkpoint but how its matrices are stored.
+// Places every tensor. Of the checkpoint it reads only the format of each matrix.
 Result<CudaWeights> lay_out_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config,
                                          const Precision& precision, CudaArena& arena);
 
-// Where row `row` of source `source` lies among the matrix's stored rows: rotation pairs, and gate and up,
-// lie eight rows apart in a tile, so that one lane has both.
+// The stored row of row `row` of source `source`. Rotation pairs, and gate and up, are eight rows apart in
+// a tile, so that one lane has both.
 int64_t cuda_stored_row(const Qwen2Config& config, const MatrixEntry& entry, size_t source, int64_t row);
 
-// Buffers of the forward pass. Rows go together up to cuda::kMaxRows; prompts in chunks.
+// Buffers of the forward pass: of up to cuda::kMaxRows decoding rows, and of one chunk of a prompt.
 struct CudaWorkspace {
-  // What a step needs from the host, where fetch() brings it: Row [input_rows], SampleRow [kMaxRows], then
-  // page tables and lists of seen tokens [input_words].
+  // A step's inputs, which fetch() copies from the host: Row [input_rows], SampleRow [kMaxRows], then page
+  // tables and lists of seen tokens [input_words].
   std::byte* inputs = nullptr;
-  int32_t* tokens = nullptr;           // [2][max_num_seqs]: sampled, of two steps in turn
+  int32_t* tokens = nullptr;           // [2][max_num_seqs]: sampled tokens, of two steps in turn
   unsigned long long* best = nullptr;  // [kMaxRows]
   // Rows that decode.
   float* hidden[2] = {};              // [kMaxRows][hidden]
@@ -78,20 +77,20 @@ struct CudaWorkspace {
   float* new_kv = nullptr;            // [kMaxRows][2 kv]
   float* products = nullptr;          // [kMaxRows][intermediate]
   uint32_t* row_max = nullptr;        // [layers][kMaxRows], and a counter for all layers in one kernel
-  std::byte* layers_table = nullptr;  // [layers][kLayerEntryBytes]: what that kernel is told
+  std::byte* layers_table = nullptr;  // [layers][kLayerEntryBytes]: its arguments
   uint16_t* x = nullptr;              // [kMaxRows][widest]: fp16 input of a product
   uint16_t* attended = nullptr;       // [kMaxRows][widest]
-  uint16_t* permuted = nullptr;       // [kMaxRows][widest]: x in the order that a matrix wants
-  float* x_scales = nullptr;          // [widest / kDigitColumns][kMaxRows]: where x is digits
+  uint16_t* permuted = nullptr;       // [kMaxRows][widest]: x repacked for a matrix
+  float* x_scales = nullptr;          // [widest / kActivationGroup][kMaxRows]: of split int8 x
   float* permuted_scales = nullptr;   // the same
   float* x_factors = nullptr;         // [kMaxRows]
-  float* part_sums = nullptr;         // [kMaxRows][heads][kMaxSplits][head_dim]
-  float* part_scalars = nullptr;      // [kMaxRows][heads][kMaxSplits][2]
+  float* split_sums = nullptr;        // [kMaxRows][heads][kMaxSplits][head_dim]
+  float* split_scalars = nullptr;     // [kMaxRows][heads][kMaxSplits][2]
   uint32_t* arrived = nullptr;        // [kMaxRows][heads]
   float* logits = nullptr;            // [kMaxRows][vocab]
   float* rotations = nullptr;         // [positions][head_dim / 2][2]
   std::byte* key_bias = nullptr;      // [layers][kv_heads][kMaxBiasPairs] of index, first and second
-  // Prompts; they share memory with each other's layers, and `weights` is empty for fp16 models.
+  // A chunk of a prompt. All layers use the same buffers.
   float* prompt_hidden = nullptr;      // [chunk][hidden]
   float* prompt_qkv = nullptr;         // [chunk][qkv]
   float* prompt_out = nullptr;         // [chunk][hidden]
@@ -99,8 +98,8 @@ struct CudaWorkspace {
   float* prompt_q = nullptr;           // [chunk][q]
   uint16_t* prompt_x = nullptr;        // [chunk][widest]
   uint32_t* prompt_row_max = nullptr;  // [chunk]
-  uint16_t* prompt_weights = nullptr;  // the largest quantised matrix, expanded
-  std::byte* gemm = nullptr;           // cuBLASLt's
+  uint16_t* prompt_weights = nullptr;  // the largest quantised matrix, expanded to fp16; fp16 models: empty
+  std::byte* gemm = nullptr;           // the workspace of cuBLASLt
 
   int64_t input_rows = 0;
   int64_t input_words = 0;
@@ -113,26 +112,25 @@ struct CudaWorkspace {
 };
 
 constexpr int64_t kCudaGemmWorkspace = int64_t{32} << 20;
-// Parts of the columns of the two projections into the residual stream: their rows alone are too few tiles
-// for a large card.
+// split-K of the two projections into the residual stream: their rows alone are too few tiles for a large
+// GPU.
 constexpr int kDownSplit = 4;
 constexpr int kOutputSplit = 4;
 
 CudaWorkspace lay_out_cuda_workspace(const Qwen2Config& config, const Limits& limits,
                                      const CudaWeights& weights, int64_t kv_pages, CudaArena& arena);
 
-// The widest fp16 row that a product of rows reads, in elements: columns padded to the chunks of any form.
+// The stride of a row of fp16 activations, in elements: columns padded to the chunks of any form.
 int64_t cuda_row_stride(int64_t cols);
 
-// What the process holds before anything is allocated, beside what the plan counts: the CUDA context, the
-// kernels' code and the libraries.
+// Device memory beside what the plan counts.
 struct CudaOverhead {
-  uint64_t context = 0;
-  uint64_t graphs = 0;
-  uint64_t available = 0;  // of the card, for this process, where the user sets no budget
+  uint64_t context = 0;    // the CUDA context, the kernels' code and libraries
+  uint64_t graphs = 0;     // see kCudaGraphBytes
+  uint64_t available = 0;  // for this process, where the user sets no budget
 };
 
-// An allowance for recorded graphs and code that is loaded on first use; see docs/design.md.
+// An allowance for recorded graphs and code that is loaded on first use; see docs/gpu.md.
 constexpr uint64_t kCudaGraphBytes = uint64_t{64} << 20;
 
 // Bytes of weights that a decode step of batch 1 reads.
@@ -141,18 +139,17 @@ uint64_t cuda_decode_bytes(const CudaWeights& weights);
 struct CudaPlanDraft {
   MemoryPlan plan;
   bool fits = false;
-  std::string cure;  // where it does not
+  std::string cure;  // if it does not fit
   uint64_t decode_bytes = 0;
   int64_t resident_requests = 0;  // of max_model_len each
 };
 
-// The plan without a card, whether it fits or not. `limits` may leave choices open; prompts go in larger
-// chunks than on the CPU.
+// The plan without a GPU, whether it fits or not. Unset `limits` get the defaults of a GPU.
 Result<CudaPlanDraft> draft_cuda_plan(const Checkpoint& checkpoint, const Qwen2Config& config,
                                       const Limits& limits, const CudaOptions& options,
                                       const CudaOverhead& overhead);
 
-// The same, where not fitting is an error.
+// The same; a plan that does not fit is an error.
 Result<MemoryPlan> plan_cuda(const Checkpoint& checkpoint, const Qwen2Config& config, const Limits& limits,
                              const CudaOptions& options, const CudaOverhead& overhead);
 

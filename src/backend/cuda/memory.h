@@ -1,4 +1,4 @@
-// CUDA's calls as Status, and memory that frees itself.
+// CUDA's error codes as Status, and owners of device and page-locked memory.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -16,7 +16,7 @@ inline Status cuda_status(cudaError_t error, std::string_view what) {
   return fail(kind, "CUDA: {}: {}", what, cudaGetErrorString(error));
 }
 
-// A device allocation. Every one counts: a running backend makes none.
+// A device allocation. They are counted, so that tests can show that a running backend makes none.
 class DeviceBuffer {
  public:
   static Result<DeviceBuffer> allocate(size_t bytes, std::string_view what) {
@@ -50,7 +50,7 @@ class DeviceBuffer {
   size_t size_ = 0;
 };
 
-// Page-locked host memory, which copies to and from the card without a detour, and which kernels can write.
+// Page-locked host memory, which the GPU reads and writes itself.
 class PinnedBuffer {
  public:
   static Result<PinnedBuffer> allocate(size_t bytes, std::string_view what) {

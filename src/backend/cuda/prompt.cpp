@@ -6,8 +6,8 @@
 
 namespace qwen2 {
 
-// The layers, whose inputs and embeddings lie in the workspace. Leaves the residual stream of every row in
-// prompt_hidden.
+// Runs the layers, for a chunk whose inputs and embeddings are in the workspace. The residual stream of
+// every row is in prompt_hidden afterwards.
 Status CudaBackend::run_prompt(const Chunk& chunk) {
   const auto count = static_cast<int>(chunk.tokens.size());
   for (int layer = 0; layer < config_.layers; ++layer) {
@@ -21,22 +21,23 @@ Status CudaBackend::run_prompt(const Chunk& chunk) {
   return cuda_status(cudaGetLastError(), "a prompt");
 }
 
-// Adds what the last product left, then norms into prompt_x where there is a norm.
-void CudaBackend::prompt_norm(const float* norm, int rows, int parts, const uint32_t* row_max) const {
+// Adds the last product to the residual stream, and writes its norm to prompt_x unless `norm` is null.
+void CudaBackend::prompt_norm(const float* norm, int rows, int splits, const uint32_t* row_max) const {
   cuda::AddNormArgs args;
   args.rows = rows;
   args.cols = static_cast<int>(config_.hidden_size);
   args.hidden = w_.prompt_hidden;
   args.partials = w_.prompt_out;
-  args.parts = parts;
-  args.row_max = parts > 0 ? row_max : nullptr;
+  args.splits = splits;
+  args.row_max = splits > 0 ? row_max : nullptr;
   args.norm = norm;
   args.epsilon = config_.rms_norm_eps;
   if (norm != nullptr) args.out = {w_.prompt_x, cuda_row_stride(config_.hidden_size)};
   cuda::add_norm(args, stream_);
 }
 
-// y [rows][the matrix's rows]; quantised weights are expanded first: at a prompt's sizes their bytes are few.
+// y [rows][matrix rows] = the product. Quantised weights are expanded to fp16 first, which costs little at
+// the sizes of prompts.
 Status CudaBackend::prompt_product(const CudaMatrix& matrix, const uint16_t* x, int64_t x_stride,
                                    int64_t rows, float* y) {
   const CudaMatrixPart& last = matrix.back();
@@ -112,7 +113,8 @@ Status CudaBackend::prompt_mlp(int layer, int rows) {
   return prompt_product(w.down, w_.prompt_x, args.stride, rows, w_.prompt_out);
 }
 
-// Logits of rows [first, first + rows) of the last prompt, at most row_limit_, in rows 0 and on.
+// Computes the logits of rows [first, first + rows) of the last prompt, at most row_limit_, into rows from
+// 0 on.
 Status CudaBackend::prompt_head(int64_t first, int64_t rows) const {
   const auto bytes = static_cast<size_t>(rows * config_.hidden_size) * sizeof(float);
   QWEN2_CHECK(cuda_status(cudaMemcpyAsync(w_.hidden[0], w_.prompt_hidden + first * config_.hidden_size, bytes,

@@ -1,5 +1,7 @@
-// What the CUDA backend does before its first step: the card, the plan, the memory, the weights, the recorded
+// The start of the CUDA backend: opens the GPU, plans and allocates memory, loads the weights, records the
 // steps.
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -10,12 +12,25 @@
 #include "base/gpu_info.h"
 #include "base/parallel.h"
 #include "base/units.h"
+#include "kernels/cuda/common/code_architecture.h"
 
 namespace qwen2 {
 
 bool cuda_is_available() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+std::optional<std::string> cuda_build_advice() {
+  cudaDeviceProp properties{};
+  if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) return std::nullopt;
+  const int gpu = properties.major * 10 + properties.minor;
+  const int code = cuda::code_architecture();
+  if (code == 0 || cuda::code_generation(code) >= cuda::code_generation(gpu)) return std::nullopt;
+  return fmt::format(
+      "{} (sm_{}) runs code that was compiled for sm_{}, at 60 to 90 % of the speed; "
+      "`scripts/build release` on this machine compiles for its GPU",
+      properties.name, gpu, code);
 }
 
 Result<std::unique_ptr<Backend>> create_cuda_backend(const Checkpoint& checkpoint, const Limits& limits,
@@ -69,7 +84,7 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   size_t total_bytes = 0;
   QWEN2_CHECK(cuda_status(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for free memory"));
   CudaOverhead overhead;
-  overhead.context = nvml_process_memory(bus_id_).value_or(total_bytes - free_bytes);
+  overhead.context = gpu_memory_of(bus_id_, getpid()).value_or(total_bytes - free_bytes);
   overhead.graphs = kCudaGraphBytes;
   overhead.available = overhead.context + free_bytes;
   QWEN2_TRY(plan_, plan_cuda(checkpoint, config_, limits, options_, overhead));
@@ -86,7 +101,7 @@ Status CudaBackend::start(const Checkpoint& checkpoint, const Limits& limits) {
   QWEN2_TRY(dense_, CublasLt::open(w_.gemm, kCudaGemmWorkspace));
   QWEN2_CHECK(separate_key_bias());
   QWEN2_CHECK(prepare_layers());
-  // What was sent from memory that is not page-locked may be on its way yet, and stream_ waits for no other.
+  // Copies from pageable memory may still be in flight, and stream_ does not wait for other streams.
   QWEN2_CHECK(cuda_status(cudaDeviceSynchronize(), "sending the model"));
   QWEN2_CHECK(record_steps());
   QWEN2_CHECK(load_kernels());
@@ -189,8 +204,8 @@ Status CudaBackend::prepare_layers() {
   return {};
 }
 
-// Runs prompts of several lengths, for which cuBLASLt has different kernels, and every kind of sampling once:
-// code is loaded on first use, which would take memory later and hold up the first request.
+// Runs prompts of several lengths, for which cuBLASLt has different kernels, and every kind of sampling
+// once. Code is loaded on first use: otherwise that would take memory later and delay the first request.
 Status CudaBackend::load_kernels() {
   const int64_t chunk = std::min(plan_.limits.prefill_chunk, plan_.limits.max_model_len);
   const std::vector<TokenId> tokens(static_cast<size_t>(chunk));
@@ -238,7 +253,7 @@ Status CudaBackend::record_steps() {
 Status CudaBackend::record_step(int rows, int splits) {
   cuda::FetchArgs nothing;
   nothing.embed = embedding(rows, w_.hidden[0]);
-  cuda::fetch(nothing, stream_);  // once without recording: loads the kernels
+  cuda::fetch(nothing, stream_);  // run once before recording, to load the kernels
   enqueue_rows(rows, splits);
   QWEN2_CHECK(cuda_status(cudaGetLastError(), "launching the first step"));
   QWEN2_CHECK(cuda_status(cudaStreamSynchronize(stream_), "the first step"));

@@ -1,5 +1,7 @@
 #include "backend/cuda/cuda_backend.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <numeric>
@@ -18,7 +20,7 @@ static_assert(sizeof(cuda::SampleRow) == CudaWorkspace::kSampleBytes);
 }  // namespace
 
 std::optional<uint64_t> CudaBackend::device_memory() const {
-  return nvml_process_memory(bus_id_);
+  return gpu_memory_of(bus_id_, getpid());
 }
 
 int CudaBackend::row_bucket(int64_t rows) {
@@ -53,7 +55,7 @@ double CudaBackend::measure_read_bandwidth() const {
   cudaEvent_t begin = nullptr;
   cudaEvent_t end = nullptr;
   if (cudaEventCreate(&begin) != cudaSuccess || cudaEventCreate(&end) != cudaSuccess) return 0;
-  // The larger of the two big allocations: beyond the caches for every model worth measuring.
+  // The larger of the two big allocations, which exceeds the caches.
   const DeviceBuffer& memory = weights_memory_.size() > kv_memory_.size() ? weights_memory_ : kv_memory_;
   for (int i = 0; i < kRepeats; ++i) {
     cudaEventRecord(begin, stream_);
@@ -70,8 +72,8 @@ double CudaBackend::measure_read_bandwidth() const {
   return static_cast<double>(memory.size()) / seconds[kRepeats / 2];
 }
 
-// Short chunks first and together, in groups of as many rows as graphs were recorded for; long ones after
-// them.
+// Divides a step into groups: first short chunks together, as many rows as a recorded graph has, then each
+// long chunk.
 Result<std::vector<CudaBackend::Group>> CudaBackend::group(std::span<const Chunk> chunks) {
   logits_order_.assign(chunks.size(), -1);
   std::vector<Group> groups;
@@ -79,7 +81,7 @@ Result<std::vector<CudaBackend::Group>> CudaBackend::group(std::span<const Chunk
   const auto add = [&](Group& group, const Chunk& piece, size_t c, bool last) {
     group.pieces.push_back(piece);
     group.rows += static_cast<int64_t>(piece.tokens.size());
-    if (!last || !chunks[c].wants_logits) return;
+    if (!last || !chunks[c].needs_logits) return;
     logits_order_[c] = wanted;
     group.wanted.push_back({group.rows - 1, wanted++, piece.pending});
   };
@@ -93,7 +95,7 @@ Result<std::vector<CudaBackend::Group>> CudaBackend::group(std::span<const Chunk
     if (static_cast<int64_t>(chunks[c].tokens.size()) <= kShortChunk) continue;
     Group& group = groups.emplace_back();
     add(group, chunks[c], c, true);
-    for (Group::Wanted& own : group.wanted) own.row = 0;  // the only row that the head is run for
+    for (Group::Wanted& own : group.wanted) own.row = 0;  // the head runs for one row only
     group.is_prompt = true;
   }
   if (wanted > plan_.limits.max_num_seqs) return fail(ErrorKind::kInternal, "{} chunks want logits", wanted);
@@ -117,7 +119,7 @@ Status CudaBackend::begin(std::span<const Chunk> chunks, std::span<Sampler* cons
   if (begun_.size() == 2) return fail(ErrorKind::kInternal, "two steps are in flight already");
   QWEN2_TRY(const auto groups, group(chunks));
   std::erase(logits_order_, -1);
-  // By place, which is the order in which groups take them.
+  // In the order of the logits, in which groups use them.
   std::vector<Sampler*> by_place(samplers.size());
   for (size_t i = 0; i < samplers.size(); ++i) by_place[static_cast<size_t>(logits_order_[i])] = samplers[i];
   Begun step{{samplers.begin(), samplers.end()},
@@ -126,7 +128,7 @@ Status CudaBackend::begin(std::span<const Chunk> chunks, std::span<Sampler* cons
              done_[static_cast<size_t>(steps_ % 2)]};
   for (const Group& group : groups)
     QWEN2_CHECK(run_group(group, by_place, &group == &groups.back() ? step.done : nullptr));
-  // A chunk of the next step says "the i-th token" in the order of the samplers.
+  // Chunk::pending of the next step counts in the order of the samplers.
   pending_order_ = logits_order_;
   begun_.push_back(std::move(step));
   ++steps_;
@@ -196,8 +198,8 @@ cuda::EmbedArgs CudaBackend::embedding(int64_t rows, float* hidden) const {
   return embed;
 }
 
-// Everything of a group that the card needs. The card fetches it itself: a copy between two steps would hold
-// up the second.
+// Writes a group's inputs to host memory. The GPU reads them itself: a copy between two steps would delay the
+// second.
 Result<cuda::FetchArgs> CudaBackend::write_inputs(const Group& group, int64_t padded_rows,
                                                   std::span<Sampler* const> samplers) {
   const Inputs& inputs = inputs_[next_inputs_];
@@ -207,7 +209,7 @@ Result<cuda::FetchArgs> CudaBackend::write_inputs(const Group& group, int64_t pa
   auto* words = reinterpret_cast<uint32_t*>(host + w_.words_offset());
   int32_t word = 0;
   int64_t row = 0;
-  words[word++] = static_cast<uint32_t>(plan_.kv_pages);  // where padding rows write
+  words[word++] = static_cast<uint32_t>(plan_.kv_pages);  // the page of padding rows
   for (const Chunk& chunk : group.pieces) {
     const auto size = static_cast<int64_t>(chunk.tokens.size());
     const int64_t pages = (chunk.position + size + cuda::kPageTokens - 1) / cuda::kPageTokens;
@@ -239,7 +241,7 @@ Result<cuda::FetchArgs> CudaBackend::write_inputs(const Group& group, int64_t pa
   return fetch;
 }
 
-// Recorded steps take the likeliest tokens themselves.
+// Whether the recorded step samples the token itself: greedy, without penalty.
 bool CudaBackend::sampled_in_step(const Group& group, const Sampler& sampler) {
   return !group.is_prompt && sampler.params().temperature == 0 && sampler.params().repetition_penalty == 1.0F;
 }
@@ -301,7 +303,7 @@ Status CudaBackend::run_rows(const Group& group, std::span<Sampler* const> sampl
   return cuda_status(launched, "a step");
 }
 
-// The buffer that was written last, when what was enqueued up to now is done.
+// The inputs written last may be overwritten when the work enqueued up to now is done.
 Status CudaBackend::inputs_are_free_at(cudaEvent_t event) {
   inputs_[next_inputs_].free = event;
   next_inputs_ = 1 - next_inputs_;
@@ -328,7 +330,7 @@ cuda::SampleArgs CudaBackend::sample_args(int count) const {
   args.vocab = static_cast<int>(config_.vocab_size);
   args.seen = reinterpret_cast<const int32_t*>(words() + seen_offset_);
   args.tokens = w_.tokens;
-  // The card writes to the host's memory itself: a copy would hold up the next step.
+  // The GPU writes to host memory itself: a copy would delay the next step.
   args.host_tokens = reinterpret_cast<int32_t*>(host_tokens_.data());
   args.best = w_.best;
   args.arrived = w_.arrived;

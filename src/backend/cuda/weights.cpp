@@ -15,10 +15,10 @@ namespace {
 using cuda::DeviceMatrix;
 using cuda::MatrixForm;
 
-constexpr int64_t kRun = cuda::kTileRows / 2;  // neighbouring rows stay neighbours in runs of eight
+constexpr int64_t kRun = cuda::kTileRows / 2;  // rows stay neighbours in runs of eight, see cuda_stored_row()
 
-// Rows on their way to the card: each thread fills its own buffer and sends it run by run. Behind its rows it
-// has room for their chunks in the order in which codes lie on the card.
+// Uploads rows: each thread fills its own page-locked buffer and sends it run by run. The second half of the
+// buffer is for repacking the run chunk by chunk, the order of codes in device memory.
 class RowUploader {
  public:
   static Result<RowUploader> create(int64_t row_bytes) {
@@ -29,15 +29,15 @@ class RowUploader {
                                      "a buffer for weights"));
     return uploader;
   }
-  // This thread's place for row `row`, zeroed.
+  // This thread's buffer for row `row`, zeroed.
   [[nodiscard]] uint8_t* row(int64_t row) const {
     uint8_t* place = mine() + row % kRun * row_bytes_;
     std::memset(place, 0, static_cast<size_t>(row_bytes_));
     return place;
   }
-  // Sends the run that ends with `row`, whose first row is stored as `stored` of `matrix`.
+  // Sends the run that ends with `row`. Its first row is stored row `stored` of `matrix`.
   void send(const DeviceMatrix& matrix, int64_t stored, int64_t row) {
-    auto* target = const_cast<uint8_t*>(matrix.codes) + cuda::chunk_place(matrix, stored, 0);
+    auto* target = const_cast<uint8_t*>(matrix.codes) + cuda::chunk_offset(matrix, stored, 0);
     const int64_t rows = row % kRun + 1;
     cudaError_t error = cudaSuccess;
     if (matrix.form == MatrixForm::kF16) {
@@ -46,7 +46,7 @@ class RowUploader {
       constexpr size_t kPitch = kRun * cuda::kChunkBytes;
       constexpr size_t kTilePitch = size_t{cuda::kTileRows} * cuda::kChunkBytes;
       const auto width = static_cast<size_t>(rows * cuda::kChunkBytes);
-      error = cudaMemcpy2D(target, kTilePitch, by_chunk(rows), kPitch, width,
+      error = cudaMemcpy2D(target, kTilePitch, repacked(rows), kPitch, width,
                            static_cast<size_t>(matrix.chunks()), cudaMemcpyHostToDevice);
     }
     if (error != cudaSuccess) error_ = error;
@@ -70,8 +70,8 @@ class RowUploader {
   [[nodiscard]] uint8_t* mine() const {
     return reinterpret_cast<uint8_t*>(buffer_.data()) + parallel_thread() * 2 * kRun * row_bytes_;
   }
-  // The first rows of the buffer, chunk by chunk.
-  [[nodiscard]] const uint8_t* by_chunk(int64_t rows) const {
+  // Repacks the first rows of the buffer chunk by chunk.
+  [[nodiscard]] const uint8_t* repacked(int64_t rows) const {
     uint8_t* out = mine() + kRun * row_bytes_;
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t at = 0; at < row_bytes_; at += cuda::kChunkBytes) {
@@ -87,7 +87,7 @@ class RowUploader {
   std::atomic<cudaError_t> error_ = cudaSuccess;
 };
 
-// Scales and minima of a matrix, kept on the host until all rows are there.
+// The scales and minima of a matrix, collected on the host until all rows are loaded.
 struct Tables {
   std::vector<uint16_t> halves;
   std::vector<float> scales, minima;
@@ -247,7 +247,7 @@ class Loader {
 }  // namespace
 
 void set_cuda_code(MatrixForm form, uint8_t* codes, int64_t col, int code) {
-  const cuda::CodePlace place = cuda::code_place(form, col);
+  const cuda::CodeLocation place = cuda::code_location(form, col);
   if (cuda::form_bits(form) == 8) {
     codes[place.byte] = static_cast<uint8_t>(cuda::is_general(form) ? code + 128 : code);
   } else {

@@ -1,4 +1,5 @@
-// Fills the weights that cuda_layout.h placed, matrix by matrix, through small page-locked buffers.
+// Loads the weights into the memory that layout.h has placed, matrix by matrix, through small page-locked
+// buffers.
 #pragma once
 
 #include "backend/cuda/layout.h"
@@ -6,11 +7,11 @@
 
 namespace qwen2 {
 
-// A weight beyond fp16 is an error that names its tensor.
+// A weight beyond the range of fp16 is an error that names its tensor.
 Status load_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config, const cpu::Kernels& kernels,
                          CudaWeights& weights);
 
-// Row `row` of a matrix of `form` with zeroed `codes` [row_bytes]; for tests and uploads.
+// Sets the code of column `col` in the zeroed row `codes` [row_bytes] of a matrix of `form`.
 void set_cuda_code(cuda::MatrixForm form, uint8_t* codes, int64_t col, int code);
 
 }  // namespace qwen2

@@ -1,21 +1,23 @@
-// Attention of a prompt's chunk: tiles of 128 tokens of one query head against pages of 64 keys, with a
-// running softmax. Products of fp16 with float sums; scores, maxima and denominators are float.
+// Attention of a prompt's chunk: a block multiplies 128 tokens of one query head with the keys, page by
+// page, with a running softmax. Products are fp16 with float sums; scores, maxima and denominators are
+// float.
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/launch.cuh"
-#include "kernels/cuda/common/matrices.cuh"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/common/mma.cuh"
+#include "kernels/cuda/common/shared_memory.cuh"
 
 namespace qwen2::cuda {
 namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kTokens = kWarps * 16;  // of a block
+constexpr int kTokens = kWarps * 16;  // tokens of a block
 constexpr int kKeys = kPageTokens;
-constexpr int kPairsAtOnce = 8;  // of a key bias, in shared memory
+constexpr int kPairsAtOnce = 8;  // rotation pairs of a key bias in shared memory
 constexpr float kLog2e = 1.4426950408889634F;
 
-// fp16 [64][dim] with pieces of 16 bytes in an order that keeps eight rows out of each other's banks.
+// fp16 [64][dim]. The 16-byte pieces of a row are permuted so that eight rows are in different banks.
 template <int dim>
 __device__ __forceinline__ __half* tile_place(__half* tile, int row, int piece) {
   return tile + row * dim + ((piece ^ (row & 7)) * 8);
@@ -49,9 +51,9 @@ __device__ __forceinline__ void load_page(const ChunkAttentionArgs& a, uint32_t 
   end_copies();
 }
 
-// What the key bias that is kept out of the cache adds to the scores of the warp's 16 rows: see
-// attend_rows.cu. Pairs by kPairsAtOnce; `rotations` [kKeys][kPairsAtOnce][2] and `terms`
-// [kTokens][kPairsAtOnce][2] are shared.
+// Adds the part of the key bias that is kept out of the cache to the scores of the warp's 16 rows: see
+// row_attention.cuh. `rotations` [kKeys][kPairsAtOnce][2] and `terms` [kTokens][kPairsAtOnce][2] are shared
+// memory.
 template <int dim>
 __device__ void add_key_bias(const ChunkAttentionArgs& a, int first_token, int head, int kv_head,
                              int first_key, float2* rotations, float2* terms, float (&s)[8][4]) {
@@ -109,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   auto* rotations = reinterpret_cast<float2*>(tiles + stages * 2 * kKeys * dim);
   float2* terms = rotations + kKeys * kPairsAtOnce;
   wait_for_previous();
-  let_next_start();
+  trigger_dependents();
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int g = lane / 4;

@@ -1,6 +1,6 @@
-// Attention of one query head of a short row by a whole block, within a kernel that does more than that: keys
-// and values that are older than the step come before the step's own query, key and value are waited for.
-// Results are attend_rows()'s, bit by bit.
+// Attention of one query head of a short row by a block of the layers kernel. Keys and values that are
+// older than the step are loaded before the block waits for the step's own query, key and value. Results
+// are those of attend_rows(), bit by bit.
 #pragma once
 
 #include "kernels/cuda/attention/row_attention.cuh"
@@ -8,11 +8,11 @@
 namespace qwen2::cuda {
 
 constexpr int kAttendingWarps = kWarps<0>;
-// Of queries and tiles, at a multiple of kTileAlignment.
+// Bytes of shared memory for queries and tiles, aligned to kTileAlignment.
 template <int dim>
 constexpr int kHeadAttentionBytes = kQueryBytes<dim> + kAttendingWarps * KvTile<dim, 16>::kBytes;
 
-// Keys and values of a warp's tile: keys in shared memory, values in registers until the keys are read.
+// A warp's tile: keys in shared memory, values in registers until the keys have been read.
 template <int dim>
 class HeadTile {
  public:
@@ -20,8 +20,7 @@ class HeadTile {
 
   __device__ __forceinline__ explicit HeadTile(uint32_t memory) : memory_(memory) {}
 
-  // Asks for the tile's rows; `older` of its keys are older than the step, and the next one may be the
-  // step's own.
+  // Loads the tile's rows. `older` of its keys are older than the step; the next key may be the step's own.
   __device__ __forceinline__ void start(const std::byte* rows, int older) {
     rows_ = rows;
     older_ = older;
@@ -31,18 +30,18 @@ class HeadTile {
     for (int i = 0; i < Tile::kLoads; ++i) keys[i] = load(rows + (lane + i * kWarp) * 16);
 #pragma unroll
     for (int i = 0; i < Tile::kLoads; ++i) {
-      values_[i] = {};  // they must not be infinite where their weight is zero
+      values_[i] = {};  // 0 * infinity would be NaN
       if (i * Tile::kRows + lane / Tile::kPieces < older)
         values_[i] = load(rows + kValues + (lane + i * kWarp) * 16);
     }
     store(keys);
   }
-  // Asks for the step's own key and value.
+  // Loads the step's own key and value.
   __device__ __forceinline__ void start_own() {
     const int lane = threadIdx.x % kWarp;
     if (has_own()) own_ = load(rows_ + older_ * Tile::kRowBytes + lane / 16 * kValues + own_piece() * 16);
   }
-  // The keys, when all are there; the same of the values, when the keys are read.
+  // The address of the keys, when all are stored; then, when the keys have been read, that of the values.
   __device__ __forceinline__ uint32_t keys() const {
     if (has_own() && threadIdx.x % kWarp < Tile::kPieces) store_own();
     __syncwarp();
@@ -59,12 +58,12 @@ class HeadTile {
   [[nodiscard]] __device__ __forceinline__ int count() const { return min(older_ + 1, kTileKeys); }
 
  private:
-  static constexpr int kValues = kPageTokens * Tile::kRowBytes;  // from keys to values of a page
+  static constexpr int kValues = kPageTokens * Tile::kRowBytes;  // from the keys of a page to its values
   static __device__ __forceinline__ uint4 load(const std::byte* from) {
     return __ldcg(reinterpret_cast<const uint4*>(from));
   }
   [[nodiscard]] __device__ __forceinline__ bool has_own() const { return older_ < kTileKeys; }
-  // Lanes from 0 on bring the key, from 16 on the value.
+  // Lanes from 0 on load the key, lanes from 16 on the value.
   static __device__ __forceinline__ int own_piece() { return threadIdx.x % Tile::kPieces; }
   __device__ __forceinline__ void store_own() const {
     store_16(memory_ + Tile::place(older_, own_piece()), own_);
@@ -82,15 +81,15 @@ class HeadTile {
   uint4 own_ = {};
 };
 
-// With one head, keys and values are the left operand of the tensor cores, which halves their steps: column 0
-// of the right one has what fp16 keeps of the query or the weights, column 1 what it leaves. Every step adds
-// up what attend_rows() adds up in one.
-__device__ __forceinline__ uint32_t right_column(uint32_t kept, uint32_t left) {
+// With one head, keys and values are the left operand of the tensor cores, which halves the number of
+// steps. Column 0 of the right operand is the query or the weights rounded to fp16, column 1 the rounding
+// errors. Each step adds up the same products as a step of attend_rows().
+__device__ __forceinline__ uint32_t right_column(uint32_t rounded, uint32_t error) {
   const int column = threadIdx.x % kWarp / 4;
-  return column == 0 ? kept : column == 1 ? left : 0;
+  return column == 0 ? rounded : column == 1 ? error : 0;
 }
 
-// As score_tile(), but every lane has the scores of the one head.
+// As score_tile(), but every lane gets the scores of the one head.
 template <int dim>
 __device__ __forceinline__ void score_head(uint32_t keys, uint32_t queries, float (&scores)[2][2]) {
   using Tile = KvTile<dim, 16>;
@@ -115,7 +114,7 @@ __device__ __forceinline__ void score_head(uint32_t keys, uint32_t queries, floa
   }
 }
 
-// sums += weights * values: of dimensions 16 j + g and 16 j + 8 + g in lanes with t = 0, by column.
+// sums += weights * values. Lanes with t = 0 have dimensions 16 j + g and 16 j + 8 + g, by column.
 template <int dim>
 __device__ __forceinline__ void add_to_head(uint32_t values, const uint32_t (&weights)[4],
                                             float (&sums)[dim / 16][4]) {
@@ -125,16 +124,16 @@ __device__ __forceinline__ void add_to_head(uint32_t values, const uint32_t (&we
   const uint32_t second = right_column(weights[2], weights[3]);
 #pragma unroll
   for (int j = 0; j < dim / 16; ++j) {
-    uint32_t v[4];  // of dimensions below and above eight: keys below eight, keys above
+    uint32_t v[4];  // keys 0 to 7 of dimensions 0 to 7 and 8 to 15, then keys 8 to 15
     load_matrices_transposed(v, own ^ j * 32);
     mma_half_step(sums[j], v[0], v[2], first);
     mma_half_step(sums[j], v[1], v[3], second);
   }
 }
 
-// As leave_sums().
+// As store_sums(), of one head.
 template <int dim>
-__device__ __forceinline__ void leave_head(const RunningSums<dim / 16>& running, float2& softmax,
+__device__ __forceinline__ void store_head(const RunningSums<dim / 16>& running, float2& softmax,
                                            uint32_t sums) {
   const int lane = threadIdx.x % kWarp;
   float denominator = running.denominator;
@@ -150,9 +149,9 @@ __device__ __forceinline__ void leave_head(const RunningSums<dim / 16>& running,
   }
 }
 
-// The only row's head `head`. Calls wait(), which is to return when the step's query, key and value are
-// there, once, as all threads of the block do (by value: nothing of the caller's has to be in memory). Not
-// inlined: what its caller has in registers would not leave room.
+// Head `head` of the only row. All threads call wait() once; it returns when the step's query, key and
+// value are written. `wait` is passed by value, so that nothing of the caller has to be in memory. Not
+// inlined: together with its caller it would need more registers than there are.
 template <int dim, class Wait>
 __device__ __noinline__ void attend_head(const RowAttentionArgs& a, int head, uint32_t queries,
                                          AttentionShared<kAttendingWarps, 1>& shared, const Wait wait) {
@@ -163,7 +162,8 @@ __device__ __noinline__ void attend_head(const RowAttentionArgs& a, int head, ui
   const Row info = a.row_info[0];
   const uint32_t memory = queries + kQueryBytes<dim>;
   const int kv_head = head / a.heads.group();
-  const Part part{kv_head, head, 1, 0, info.position + 1, a.q + head * dim, a.cache.pages + info.page_offset};
+  const KvSplit kv{
+      kv_head, head, 1, 0, info.position + 1, a.q + head * dim, a.cache.pages + info.page_offset};
   const std::byte* data = a.cache.data + kv_head * kPageBytes;
   RunningSums<dim / 16> running;
   HeadTile<dim> tile(memory + warp * Tile::kBytes);
@@ -171,28 +171,28 @@ __device__ __noinline__ void attend_head(const RowAttentionArgs& a, int head, ui
 #pragma unroll 1
   for (int key = warp * kTileKeys;; key += kAttendingWarps * kTileKeys) {
     if (key <= info.position) {
-      const uint32_t page = __ldg(part.pages + key / kPageTokens);
+      const uint32_t page = __ldg(kv.pages + key / kPageTokens);
       tile.start(data + int64_t(page) * a.heads.kv_heads * kPageBytes +
                      key / kTileKeys % kTilesAPage * kTileKeys * Tile::kRowBytes,
                  info.position - key);
     }
     if (first) {
-      Queries<dim, 16> brought(part.q, 1);
+      Queries<dim, 16> queries_loader(kv.q, 1);
       wait();
-      brought.bring();
+      queries_loader.load();
       if (key <= info.position) tile.start_own();
-      brought.store(queries);
-      if (a.cache.key_bias.pairs > 0) stage_bias<dim>(a, part, shared.q_bias);
+      queries_loader.store(queries);
+      if (a.cache.key_bias.pairs > 0) stage_bias<dim>(a, kv, shared.q_bias);
       __syncthreads();
       first = false;
     } else if (key <= info.position) {
-      __syncwarp();  // what start() stored comes before the step's own key
+      __syncwarp();  // start() must have stored its keys before the step's own key
       tile.start_own();
     }
     if (key > info.position) break;
     float scores[2][2];
     score_head<dim>(tile.keys(), queries, scores);
-    if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, part, key, shared.q_bias, 0, scores);
+    if (a.cache.key_bias.pairs > 0) add_bias<dim>(a, kv, key, shared.q_bias, 0, scores);
     raise_maximum(tile.count(), scores, running);
     uint32_t weights[4];
     const uint32_t v = tile.values();
@@ -200,9 +200,9 @@ __device__ __noinline__ void attend_head(const RowAttentionArgs& a, int head, ui
     add_to_head<dim>(v, weights, running.sums);
     __syncwarp();
   }
-  leave_head<dim>(running, shared.softmax[warp][0], memory + warp * Tile::kBytes);
+  store_head<dim>(running, shared.softmax[warp][0], memory + warp * Tile::kBytes);
   __syncthreads();
-  merge_warps<dim, kAttendingWarps>(1, part.keys, &shared.softmax[0][0], 1, memory, Tile::kBytes,
+  merge_warps<dim, kAttendingWarps>(1, kv.keys, {&shared.softmax[0][0], 1, memory, Tile::kBytes},
                                     [&](int, int d, const float4& sum, float, float denominator) {
                                       store_quad(a, 0, head * dim + d,
                                                  to_half(sum, __fdividef(1, denominator)));

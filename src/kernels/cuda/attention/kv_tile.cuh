@@ -1,19 +1,19 @@
-// Sixteen keys or values of one KV head, from a page into a warp's shared memory and from there into the
-// tensor cores.
+// A tile of sixteen keys or values of one KV head: loaded from a page to a warp's shared memory, and from
+// there to operands of the tensor cores.
 //
-// Rows lie 16-byte piece by piece in an order that keeps eight of them out of each other's banks. fp16 is
-// read as 8 x 8 matrices. 8-bit codes become fp16 in registers, exactly; their scales are the caller's to
-// apply. Which dimensions meet in one step of the product differs between the two, see query_dim() and
-// value_dim().
+// The 16-byte pieces of a row are permuted so that eight rows are in different banks. fp16 is read as 8 x 8
+// matrices. 8-bit codes become fp16 in registers, exactly; the caller applies their scales. The two formats
+// assign dimensions to the steps of a product differently: see query_dim() and value_dim().
 #pragma once
 
-#include "kernels/cuda/common/matrices.cuh"
+#include "kernels/cuda/common/mma.cuh"
+#include "kernels/cuda/common/shared_memory.cuh"
 #include "kernels/cuda/common/unpack.cuh"
 
 namespace qwen2::cuda {
 
 constexpr int kTileKeys = 16;
-// Bytes at whose multiples tiles lie: then a piece's address is a lane's own, with some bits flipped.
+// Tiles are aligned so that the address of a piece is a lane's base address with some bits flipped.
 constexpr int kTileAlignment = 256;
 
 // The first or last two codes of a word.
@@ -26,18 +26,18 @@ template <int dim, int bits>
 struct KvTile {
   static constexpr int kRowBytes = dim * bits / 8;
   static constexpr int kPieces = kRowBytes / 16;
-  static constexpr int kScales = kTileKeys * kRowBytes;  // where the fp16 scales of 8-bit rows lie
+  static constexpr int kScales = kTileKeys * kRowBytes;  // offset of the fp16 scales of 8-bit rows
   static constexpr int kBytes =
       (kScales + (bits == 8 ? kTileKeys * 2 : 0) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
 
-  static constexpr int kRows = kWarp / kPieces;  // that a warp brings at once
+  static constexpr int kRows = kWarp / kPieces;  // rows that a warp loads at once
   static constexpr int kLoads = kTileKeys / kRows;
 
   static constexpr int kFlipped = 7 & (kPieces - 1);
   static __device__ __forceinline__ int place(int row, int piece) {
     return row * kRowBytes + ((piece ^ (row & kFlipped)) * 16);
   }
-  // Where this lane's piece of the first rows goes, and that of the i-th ones.
+  // The address of this lane's piece of the first rows, and from it that of the i-th rows.
   static __device__ __forceinline__ uint32_t own_place(uint32_t tile) {
     const int lane = threadIdx.x % kWarp;
     return tile + place(lane / kPieces, lane % kPieces);
@@ -46,8 +46,8 @@ struct KvTile {
     return (own ^ (i * kRows & kFlipped) * 16) + i * kRows * kRowBytes;
   }
 
-  // Starts the copies of the first `end` rows and of all scales. `rows` and `scales` are those of the tile in
-  // its page.
+  // Issues the copies of the first `end` rows and of all scales. `rows` and `scales` point to the tile in its
+  // page.
   static __device__ __forceinline__ void copy(const std::byte* rows, const std::byte* scales, int end,
                                               uint32_t out) {
     const int lane = threadIdx.x % kWarp;
@@ -63,8 +63,7 @@ struct KvTile {
     }
     if (bits == 8 && lane < 2) copy_16(out + kScales + lane * 16, scales + lane * 16);
   }
-  // The same in two steps, where there are no copies that go on by themselves: into registers, and from
-  // there.
+  // The same in two steps, where there are no asynchronous copies: load() to registers, then store().
   struct Pieces {
     uint4 rows[kLoads];
     uint4 scales;
@@ -88,7 +87,7 @@ struct KvTile {
     }
     if (bits == 8 && lane < 2) store_16(out + kScales + lane * 16, pieces.scales);
   }
-  // Zeroes the rows from `end` on: values must not be infinite where their weight is zero.
+  // Zeroes the rows from `end` on: 0 * infinity would be NaN.
   static __device__ __forceinline__ void clear(int end, uint32_t out) {
     for (int i = end * kPieces + static_cast<int>(threadIdx.x) % kWarp; i < kTileKeys * kPieces; i += kWarp)
       store_16(out + place(i / kPieces, i % kPieces), {});
@@ -99,8 +98,8 @@ struct KvTile {
         __ushort_as_half(static_cast<unsigned short>(load_shared_u16(tile + kScales + row * 2))));
   }
 
-  // The first of the two neighbouring dimensions of a query that lane t holds for a step of 16, in the low
-  // (half = 0) and the high columns of the step.
+  // The first of the two neighbouring query dimensions of lane t in a step of 16, in the low (half = 0) or
+  // high columns of the step.
   static __device__ __forceinline__ constexpr int query_dim(int step, int t, int half) {
     return bits == 16 ? step * 16 + half * 8 + 2 * t : dim / 4 * t + step * 4 + 2 * half;
   }
@@ -109,12 +108,12 @@ struct KvTile {
     return bits == 16 ? n * 8 + c : dim / 8 * c + n;
   }
 
-  // scores[.][n][0, 1] += queries * keys 8 n + 2 t and the next, of row g of the queries; [2, 3] of row g
-  // + 8. Even and odd steps apart, so that they need not wait for each other. `queries` [dim / 16][32] are
-  // the left operand, lane by lane.
+  // scores[.][n][0, 1] += row g of the queries times keys 8 n + 2 t and the next; [2, 3] the same of row g
+  // + 8. Even and odd steps have sums of their own, so that they are independent. `queries` [dim / 16][32]
+  // is the left operand, lane by lane.
   static __device__ __forceinline__ void score(uint32_t keys, uint32_t queries, float (&scores)[2][2][4]) {
     const int lane = threadIdx.x % kWarp;
-    uint32_t words[2][dim / 16];  // of 8 bits: this lane's codes of its two keys
+    uint32_t words[2][dim / 16];  // 8 bits: this lane's codes of its two keys
     if constexpr (bits == 8) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
@@ -146,7 +145,7 @@ struct KvTile {
     }
   }
 
-  // sums += weights * values; `weights` are the left operand, its columns the keys.
+  // sums += weights * values. `weights` is the left operand, its columns are the keys.
   static __device__ __forceinline__ void add(uint32_t values, const uint32_t (&weights)[4],
                                              float (&sums)[dim / 8][4]) {
     const int lane = threadIdx.x % kWarp;
@@ -162,7 +161,7 @@ struct KvTile {
         mma_step(sums[n + 1], weights, high);
       }
     } else {
-      // Codes of keys 2 t, 2 t + 1, and those eight beyond: eight or sixteen dimensions of each.
+      // The codes of keys 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: eight or sixteen dimensions of each.
       constexpr int kWords = dim / 32;
       uint32_t code[4][kWords];
 #pragma unroll

@@ -1,42 +1,42 @@
-// Attention of one part of a row's keys by a block of kThreads<depth>.
+// Attention of one split of a row's keys by a block of kThreads<depth>.
 //
-// A block takes query heads of one KV head, and each of its warps tiles of 16 keys in turn, with a running
-// softmax. The tensor cores multiply: query heads are the rows of the left operand, eight with what fp16
-// keeps of them and the same eight with what it leaves: 22 bits of queries and weights. Warps are merged at
-// the end, in their order: a head's result depends on the keys alone. Where a sum of products could be fused
-// in two ways, it says in which.
+// A block takes query heads of one KV head. Each warp takes every kWarps-th tile of 16 keys, with a running
+// softmax. On the tensor cores, query heads are rows of the left operand: eight rows with the heads rounded
+// to fp16 and eight with the rounding errors, so that queries and weights keep 22 bits. The warps' results
+// are merged at the end in a fixed order: a head's result depends on the keys alone. Sums of products are
+// written with explicit operations, because the compiler could fuse them in two ways.
 #pragma once
 
 #include "kernels/cuda/attention/warp_tiles.cuh"
 
 namespace qwen2::cuda {
 
-constexpr int kHeads = 8;  // of one block at most
+constexpr int kHeads = 8;  // query heads of one block, at most
 
-// What a block's warps share beside their tiles.
+// What the warps of a block share beside their tiles.
 template <int warps, int heads = kHeads>
 struct AttentionShared {
   float q_bias[kHeads][kMaxBiasPairs][2];  // zero where there is no head
   float2 softmax[warps][heads];            // maximum, denominator
 };
 
-// Bytes of a warp: its tiles of keys and values, one behind the other or in turn, and later its sums.
+// Bytes of shared memory of a warp: its tiles of keys and values, and later its sums.
 template <int dim, int bits, int depth>
 constexpr int warp_bytes(int heads) {
   const int tiles = (depth > 0 ? 2 * depth : 1) * KvTile<dim, bits>::kBytes;
   const int sums = heads * (dim + 8) * static_cast<int>(sizeof(float));
   return ((tiles > sums ? tiles : sums) + kTileAlignment - 1) / kTileAlignment * kTileAlignment;
 }
-// Bytes of the block's queries.
+// Bytes of the block's queries as left operand.
 template <int dim>
 constexpr int kQueryBytes = dim / 16 * kWarp * 16;
 
-// Of weights times the scales of 8-bit values, which are at most 65504 / 127: as far from fp16's smallest
-// numbers as its largest allow.
+// A factor of weights times the scales of 8-bit values. The scales are at most 65504 / 127, so this is the
+// largest power of two without overflow of fp16, and keeps small weights far from its smallest numbers.
 template <int bits>
 constexpr float kWeightScale = bits == 8 ? 64 : 1;
 
-// What fp16 keeps of two floats, and what it leaves.
+// Two floats rounded to fp16 (`high`), and the rounding errors (`low`).
 __device__ __forceinline__ void split_half(float x, float y, uint32_t& high, uint32_t& low) {
   const __half2 kept = __floats2half2_rn(saturate_half(x), saturate_half(y));
   const float2 back = __half22float2(kept);
@@ -44,21 +44,21 @@ __device__ __forceinline__ void split_half(float x, float y, uint32_t& high, uin
   low = as_bits(__floats2half2_rn(saturate_half(x - back.x), saturate_half(y - back.y)));
 }
 
-// The left operand of the scores: what a thread brings of it, asked for before other loads, and stores in
-// shared memory [dim / 16][32]; the block has a warp for each of these.
+// Loads the block's queries and stores them as the left operand of the scores in shared memory [dim /
+// 16][32], one step of 16 dimensions by each warp.
 template <int dim, int bits>
 class Queries {
  public:
-  // Before the wait.
+  // Computes the address, before the wait.
   __device__ __forceinline__ Queries(const float* q, int heads) {
     const int step = threadIdx.x / kWarp;
     const int head = threadIdx.x % kWarp / 4;
     if (step < dim / 16 && head < heads)
       from_ = q + head * dim + KvTile<dim, bits>::query_dim(step, threadIdx.x % 4, 0);
-    settle(from_);
+    compiler_barrier(from_);
   }
-  // After it.
-  __device__ __forceinline__ void bring() {
+  // Issues the loads, after the wait and before other loads.
+  __device__ __forceinline__ void load() {
     if (from_ == nullptr) return;
     constexpr int kHigh = KvTile<dim, bits>::query_dim(0, 0, 1);
     pairs_[0] = __ldcg(reinterpret_cast<const float2*>(from_));
@@ -77,22 +77,22 @@ class Queries {
   float2 pairs_[2] = {};
 };
 
-// What the key bias that is kept out of the cache adds to scores rotates with the key's position: its
-// products with the queries, by pair.
+// The products of the queries with the key biases that are kept out of the cache, by rotation pair. They are
+// rotated by the key's position when scores are made: see add_bias().
 template <int dim>
-__device__ void stage_bias(const RowAttentionArgs& a, const Part& part,
+__device__ void stage_bias(const RowAttentionArgs& a, const KvSplit& kv,
                            float (&q_bias)[kHeads][kMaxBiasPairs][2]) {
   const KeyBiasView& bias = a.cache.key_bias;
-  const int32_t* index = bias.index + part.kv_head * kMaxBiasPairs;
+  const int32_t* index = bias.index + kv.kv_head * kMaxBiasPairs;
   for (int i = threadIdx.x; i < kHeads * bias.pairs; i += blockDim.x) {
     const int head = i / bias.pairs;
     const int pair = i % bias.pairs;
     float2 product = {};
-    if (head < part.heads) {
-      const float b0 = bias.first[part.kv_head * kMaxBiasPairs + pair];
-      const float b1 = bias.second[part.kv_head * kMaxBiasPairs + pair];
-      const float q0 = __ldcg(part.q + head * dim + index[pair]);
-      const float q1 = __ldcg(part.q + head * dim + index[pair] + dim / 2);
+    if (head < kv.heads) {
+      const float b0 = bias.first[kv.kv_head * kMaxBiasPairs + pair];
+      const float b1 = bias.second[kv.kv_head * kMaxBiasPairs + pair];
+      const float q0 = __ldcg(kv.q + head * dim + index[pair]);
+      const float q1 = __ldcg(kv.q + head * dim + index[pair] + dim / 2);
       product = {__fmaf_rn(q0, b0, __fmul_rn(q1, b1)), __fmaf_rn(q1, b0, -__fmul_rn(q0, b1))};
     }
     q_bias[head][pair][0] = product.x;
@@ -100,13 +100,13 @@ __device__ void stage_bias(const RowAttentionArgs& a, const Part& part,
   }
 }
 
-// This lane's share of it: for the block's head `head`, of keys 8 n + 2 t + i of a tile.
+// Adds the key biases' part of the scores of head `head` with keys 8 n + 2 t + i of a tile.
 template <int dim>
-__device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const Part& part, int tile_key,
+__device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const KvSplit& kv, int tile_key,
                                          const float (&q_bias)[kHeads][kMaxBiasPairs][2], int head,
                                          float (&scores)[2][2]) {
   const KeyBiasView& bias = a.cache.key_bias;
-  const int32_t* index = bias.index + part.kv_head * kMaxBiasPairs;
+  const int32_t* index = bias.index + kv.kv_head * kMaxBiasPairs;
   const auto* rotations = reinterpret_cast<const float2*>(a.cache.rotations);
   const int lane = threadIdx.x % kWarp;
 #pragma unroll 1
@@ -115,14 +115,14 @@ __device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const Part& 
     const float b1 = q_bias[head][pair][1];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int key = min(tile_key + j / 2 * 8 + lane % 4 * 2 + j % 2, part.keys - 1) + part.first_key;
+      const int key = min(tile_key + j / 2 * 8 + lane % 4 * 2 + j % 2, kv.keys - 1) + kv.first_key;
       const float2 r = __ldg(rotations + int64_t(key) * (dim / 2) + index[pair]);
       scores[j / 2][j % 2] = __fmaf_rn(b0, r.x, __fmaf_rn(b1, r.y, scores[j / 2][j % 2]));
     }
   }
 }
 
-// A warp's softmax so far, of head lane / 4.
+// A warp's running softmax, of head lane / 4.
 template <int eights>
 struct RunningSums {
   float maximum = -INFINITY;
@@ -137,7 +137,7 @@ template <int dim, int bits>
 __device__ __forceinline__ void score_tile(uint32_t k, uint32_t queries, float (&scores)[2][2]) {
   using Tile = KvTile<dim, bits>;
   const int lane = threadIdx.x % kWarp;
-  float products[2][2][4] = {};  // of even and odd steps
+  float products[2][2][4] = {};  // of even and of odd steps
   Tile::score(k, queries, products);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -148,7 +148,8 @@ __device__ __forceinline__ void score_tile(uint32_t k, uint32_t queries, float (
   }
 }
 
-// Takes the tile's first `keys` scores into the maximum; the others become minus infinity.
+// Updates the maximum with the tile's first `keys` scores and rescales the sums. The other scores become
+// minus infinity.
 template <int eights>
 __device__ __forceinline__ void raise_maximum(int keys, float (&scores)[2][2], RunningSums<eights>& running) {
   const int lane = threadIdx.x % kWarp;
@@ -161,7 +162,7 @@ __device__ __forceinline__ void raise_maximum(int keys, float (&scores)[2][2], R
   }
   maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, 1));
   maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, 2));
-  // Most tiles of a long row leave the maximum alone.
+  // Most tiles of a long row do not change the maximum.
   if (running.maximum != -INFINITY && __any_sync(kFullMask, running.maximum != maximum)) {
     const float shrink = __expf(running.maximum - maximum);
     running.denominator = __fmul_rn(running.denominator, shrink);
@@ -174,8 +175,8 @@ __device__ __forceinline__ void raise_maximum(int keys, float (&scores)[2][2], R
   running.maximum = maximum;
 }
 
-// What fp16 keeps and leaves of the weights of keys 8 n + 2 t and the next, at 2 n and 2 n + 1. `v` has the
-// scales of 8-bit values.
+// The softmax weights of keys 8 n + 2 t and the next: rounded to fp16 at 2 n, the rounding errors at 2 n + 1.
+// `v` is the tile's address, for the scales of 8-bit values.
 template <int dim, int bits, int eights>
 __device__ __forceinline__ void make_weights(uint32_t v, int keys, const float (&scores)[2][2],
                                              RunningSums<eights>& running, uint32_t (&weights)[4]) {
@@ -196,28 +197,39 @@ __device__ __forceinline__ void make_weights(uint32_t v, int keys, const float (
   }
 }
 
-// Adds a tile, which counts from the part's first key.
+// What a block works with.
 template <int dim, int bits, int depth>
-__device__ __forceinline__ void add_tile(const RowAttentionArgs& a, const Part& part,
-                                         const AttentionShared<kWarps<depth>>& shared, uint32_t queries,
-                                         int tile, Tiles<dim, bits, depth>& tiles, Running<dim>& running) {
+struct SplitAttention {
+  const RowAttentionArgs& a;
+  const KvSplit& kv;
+  Tiles<dim, bits, depth>& tiles;
+  AttentionShared<kWarps<depth>>& shared;
+};
+
+// Adds tile number `tile` of the split.
+template <int dim, int bits, int depth>
+__device__ __forceinline__ void add_tile(const SplitAttention<dim, bits, depth>& own, uint32_t queries,
+                                         int tile, Running<dim>& running) {
+  const RowAttentionArgs& a = own.a;
+  const KvSplit& kv = own.kv;
+  Tiles<dim, bits, depth>& tiles = own.tiles;
   const int keys = tiles.count(tile);
   float scores[2][2];
-  score_tile<dim, bits>(tiles.arrived(tile, 0), queries, scores);
-  tiles.read(tile, 0);
+  score_tile<dim, bits>(tiles.wait(tile, 0), queries, scores);
+  tiles.release(tile, 0);
   if (a.cache.key_bias.pairs > 0)
-    add_bias<dim>(a, part, tile * kTileKeys, shared.q_bias, threadIdx.x % kWarp / 4, scores);
+    add_bias<dim>(a, kv, tile * kTileKeys, own.shared.q_bias, threadIdx.x % kWarp / 4, scores);
   raise_maximum(keys, scores, running);
-  const uint32_t v = tiles.arrived(tile, 1);
+  const uint32_t v = tiles.wait(tile, 1);
   uint32_t weights[4];
   make_weights<dim, bits>(v, keys, scores, running, weights);
   KvTile<dim, bits>::add(v, weights, running.sums);
-  tiles.read(tile, 1);
+  tiles.release(tile, 1);
 }
 
-// The warp's sums and softmax to shared memory, of the first `heads`.
+// Stores the warp's sums and softmax of the first `heads` heads in shared memory.
 template <int dim, int bits>
-__device__ __forceinline__ void leave_sums(int heads, const Running<dim>& running, float2* softmax,
+__device__ __forceinline__ void store_sums(int heads, const Running<dim>& running, float2* softmax,
                                            uint32_t sums) {
   const int lane = threadIdx.x % kWarp;
   const int head = lane / 4;
@@ -241,11 +253,19 @@ __device__ __forceinline__ void leave_sums(int heads, const Running<dim>& runnin
   }
 }
 
-// Merges the warps, four dimensions a thread: leave(head of the block, the first of them, weighted sums of
-// values, maximum, denominator). `softmax` [warps][of_block], sums as leave_sums() left them.
-template <int dim, int warps, class Leave>
-__device__ __forceinline__ void merge_warps(int heads, int keys, const float2* softmax, int of_block,
-                                            uint32_t memory, int of_warp, const Leave& leave) {
+// The warps' results in shared memory.
+struct WarpResults {
+  const float2* softmax;  // [warps][heads]
+  int heads;
+  uint32_t sums;  // address of the first warp's, see store_sums()
+  int warp_bytes;
+};
+
+// Merges the warps' results, four dimensions in each thread, and calls store(head, first dimension, weighted
+// sums of values, maximum, denominator).
+template <int dim, int warps, class Store>
+__device__ __forceinline__ void merge_warps(int heads, int keys, const WarpResults& results,
+                                            const Store& store) {
   constexpr int kLanes = dim / 4;  // of a head
   static_assert(kHeads * kLanes <= warps * kWarp);
   const int lane = threadIdx.x % kWarp;
@@ -253,15 +273,16 @@ __device__ __forceinline__ void merge_warps(int heads, int keys, const float2* s
   if (threadIdx.x / kWarp * (kWarp / kLanes) >= heads) return;
   const int d = threadIdx.x % kLanes * 4;
   const int active = min(warps, (keys + kTileKeys - 1) / kTileKeys);
-  float4 v[warps];  // of warps without keys anything
-  const uint32_t sums = memory + (min(head, heads - 1) * (dim + 8) + d) * sizeof(float);
+  float4 v[warps];  // undefined for warps without keys
+  const uint32_t sums = results.sums + (min(head, heads - 1) * (dim + 8) + d) * sizeof(float);
 #pragma unroll
-  for (int w = 0; w < warps; ++w) v[w] = load_shared_floats(sums + w * of_warp);
-  // A lane of a group for each warp of the block.
+  for (int w = 0; w < warps; ++w) v[w] = load_shared_floats(sums + w * results.warp_bytes);
+  // Each lane of a group has the softmax of one warp.
   constexpr int kGroup = warps <= 8 ? 8 : 16;
   static_assert(warps <= kGroup && kGroup <= kLanes);
   const int w = lane % kGroup;
-  const float2 own = w < active ? softmax[w * of_block + min(head, heads - 1)] : float2{-INFINITY, 0};
+  const float2 own =
+      w < active ? results.softmax[w * results.heads + min(head, heads - 1)] : float2{-INFINITY, 0};
   float maximum = own.x;
 #pragma unroll
   for (int o = 1; o < kGroup; o *= 2) maximum = fmaxf(maximum, __shfl_xor_sync(kFullMask, maximum, o));
@@ -277,7 +298,7 @@ __device__ __forceinline__ void merge_warps(int heads, int keys, const float2* s
     sum = {__fmaf_rn(of, v[from].x, sum.x), __fmaf_rn(of, v[from].y, sum.y), __fmaf_rn(of, v[from].z, sum.z),
            __fmaf_rn(of, v[from].w, sum.w)};
   }
-  if (head < heads) leave(head, d, sum, maximum, denominator);
+  if (head < heads) store(head, d, sum, maximum, denominator);
 }
 
 // Four floats times `scale`, as fp16.
@@ -288,35 +309,40 @@ __device__ __forceinline__ uint2 to_half(const float4& v, float scale) {
 
 // Four neighbouring results.
 __device__ __forceinline__ void store_quad(const RowAttentionArgs& a, int row, int col, uint2 halves) {
-  if (a.order == XOrder::kLaneBlocks) halves = in_lane_order(halves);
-  *reinterpret_cast<uint2*>(a.out + x_place(a.order, a.out_stride, row, col)) = halves;
+  if (a.layout == ActivationLayout::kLaneBlocks) halves = to_lane_order(halves);
+  *reinterpret_cast<uint2*>(a.out + activation_offset(a.layout, a.out_stride, row, col)) = halves;
 }
 
-// The whole of it, for `tiles` in `memory` (of_warp bytes for each warp) whose old keys are on their way;
-// `queries` has kQueryBytes. Waits for the previous kernel.
-template <int dim, int bits, int depth, class Leave>
-__device__ __forceinline__ void attend_part(const RowAttentionArgs& a, const Part& part,
-                                            Tiles<dim, bits, depth>& tiles, uint32_t queries, uint32_t memory,
-                                            int of_warp, AttentionShared<kWarps<depth>>& shared,
-                                            const Leave& leave) {
+// The shared memory of a block: its queries (kQueryBytes), then `warp_bytes` for each warp.
+struct AttentionMemory {
+  uint32_t queries, warps;
+  int warp_bytes;
+};
+
+// Waits for the previous kernel, adds up all tiles of the split and merges the warps. The older keys of the
+// first tiles are in flight already.
+template <int dim, int bits, int depth, class Store>
+__device__ __forceinline__ void attend_split(const SplitAttention<dim, bits, depth>& own,
+                                             const AttentionMemory& memory, const Store& store) {
   const int warp = warp_number();
-  Queries<dim, bits> brought(part.q, part.heads);
+  Queries<dim, bits> queries(own.kv.q, own.kv.heads);
   wait_for_previous();
-  brought.bring();
-  tiles.go_on();
-  brought.store(queries);
-  if (a.cache.key_bias.pairs > 0) stage_bias<dim>(a, part, shared.q_bias);
+  queries.load();
+  own.tiles.start_rest();
+  queries.store(memory.queries);
+  if (own.a.cache.key_bias.pairs > 0) stage_bias<dim>(own.a, own.kv, own.shared.q_bias);
   __syncthreads();
-  const int count = (part.keys + kTileKeys - 1) / kTileKeys;
+  const int count = (own.kv.keys + kTileKeys - 1) / kTileKeys;
   Running<dim> running;
 #pragma unroll 1
   for (int tile = warp; tile < count; tile += kWarps<depth>)
-    add_tile<dim, bits, depth>(a, part, shared, queries, tile, tiles, running);
+    add_tile<dim, bits, depth>(own, memory.queries, tile, running);
   __syncwarp();
-  leave_sums<dim, bits>(part.heads, running, shared.softmax[warp], memory + warp * of_warp);
+  store_sums<dim, bits>(own.kv.heads, running, own.shared.softmax[warp],
+                        memory.warps + warp * memory.warp_bytes);
   __syncthreads();
-  merge_warps<dim, kWarps<depth>>(part.heads, part.keys, &shared.softmax[0][0], kHeads, memory, of_warp,
-                                  leave);
+  merge_warps<dim, kWarps<depth>>(
+      own.kv.heads, own.kv.keys, {&own.shared.softmax[0][0], kHeads, memory.warps, memory.warp_bytes}, store);
 }
 
 }  // namespace qwen2::cuda

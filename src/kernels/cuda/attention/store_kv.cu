@@ -1,14 +1,14 @@
-// New keys and values into a cache of 8 bits.
+// Rounds new keys and values to a cache of 8 bits.
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/launch.cuh"
-#include "kernels/cuda/kernels.h"
 
 namespace qwen2::cuda {
 namespace {
 
-// One warp a row and head: K of all KV heads, then V.
+// One warp for each row and head: first K of all KV heads, then V.
 __global__ void store_kv_kernel(const __grid_constant__ StoreKvArgs a) {
-  let_next_start();
+  trigger_dependents();
   wait_for_previous();
   const int dim = a.heads.head_dim;
   const int row = blockIdx.x;
@@ -21,7 +21,7 @@ __global__ void store_kv_kernel(const __grid_constant__ StoreKvArgs a) {
   float max = 0;
   for (int d = lane; d < dim; d += kWarp) max = fmaxf(max, fabsf(__ldcg(values + d)));
   max = warp_max(max);
-  // The scale as it is kept: codes are made with it.
+  // Codes are made with the scale as it is stored, in fp16.
   const float kept = __half2float(__float2half_rn(fminf(max / 127.0F, 65504.0F)));
   const float inverse = kept > 0 ? 1.0F / kept : 0.0F;
   std::byte* page =

@@ -1,51 +1,51 @@
-// How the warps of a block share a part of a row's keys and values, and have them brought from the paged
-// cache.
+// How the warps of a block divide the keys and values of one split, and load them from the paged cache.
 #pragma once
 
+#include "kernels/cuda/attention/attention.h"
 #include "kernels/cuda/attention/kv_tile.cuh"
-#include "kernels/cuda/kernels.h"
 
 namespace qwen2::cuda {
 
-// Eight warps leave room for blocks of the kernels before and after beside them. A depth of zero (see
-// Tiles) has no such kernels: twelve warps have 192 keys in one tile each.
+// With eight warps, blocks of the kernels before and after fit beside a block. A depth of zero (see Tiles)
+// has no overlapping kernels, so it takes twelve warps.
 template <int depth>
 constexpr int kWarps = depth > 0 ? 8 : 12;
 template <int depth>
 constexpr int kThreads = kWarps<depth> * kWarp;
 
-// A block's part of a row.
-struct Part {
+// The keys and values of one split of a row (split-KV), and the query heads that a block computes with them.
+struct KvSplit {
   int kv_head, first_head, heads;
   int first_key, keys;
-  const float* q;         // of its heads
-  const uint32_t* pages;  // of its keys
+  const float* q;         // of the heads
+  const uint32_t* pages;  // of the keys
 };
 
-// A warp's keys and values on their way, `depth` tiles ahead of what it works on; tiles that are older than
-// the step come before the previous kernel ends. Copies are waited for in the order of their starts. A depth
-// of zero is for chips without copies that go on by themselves, and little memory: keys and values of one
-// tile take turns in one place, and what comes next is on its way to registers.
+// A warp's keys and values in flight, `depth` tiles ahead of the one it computes with. Tiles that are older
+// than the step are issued before the previous kernel ends. Copies complete in the order of their issue. A
+// depth of zero is for GPUs without asynchronous copies: keys and values of one tile take turns in one
+// buffer, and the next ones are in flight to registers.
 template <int dim, int bits, int depth>
 class Tiles {
  public:
   using Tile = KvTile<dim, bits>;
 
-  __device__ __forceinline__ Tiles(const RowAttentionArgs& a, const Part& part, uint32_t memory)
-      : part_(part),
+  __device__ __forceinline__ Tiles(const RowAttentionArgs& a, const KvSplit& kv, uint32_t memory)
+      : kv_(kv),
         memory_(memory),
-        data_(a.cache.data + part.kv_head * kPageBytes),
+        data_(a.cache.data + kv.kv_head * kPageBytes),
         page_stride_(a.heads.kv_heads * kPageBytes),
         page_(page_of(first())) {}
 
   [[nodiscard]] __device__ __forceinline__ int count(int tile) const {
-    return max(0, min(kTileKeys, part_.keys - tile * kTileKeys));
+    return max(0, min(kTileKeys, kv_.keys - tile * kTileKeys));
   }
-  // Before the wait, and after it.
-  __device__ __forceinline__ void begin(int older) { start_all(older - part_.first_key); }
-  __device__ __forceinline__ void go_on() { start_all(part_.keys); }
-  // Keys (what = 0) or values (1) of a tile, when they are there.
-  __device__ __forceinline__ uint32_t arrived(int tile, int what) {
+  // Issues the first tiles, before the wait as far as their keys are older than the step, and the rest
+  // after it.
+  __device__ __forceinline__ void start_older(int older) { start_all(older - kv_.first_key); }
+  __device__ __forceinline__ void start_rest() { start_all(kv_.keys); }
+  // Waits for the keys (what = 0) or values (1) of a tile and returns their address.
+  __device__ __forceinline__ uint32_t wait(int tile, int what) {
     if constexpr (!kAsync) Tile::store(pieces_, count(tile), place(tile, what));
     wait_copies<kStarts - 1>();
     if (what == 1 && count(tile) < kTileKeys) Tile::clear(count(tile), place(tile, 1));
@@ -53,8 +53,8 @@ class Tiles {
     if constexpr (!kAsync) start(what == 0 ? tile : tile + kWarps<depth>, 1 - what);
     return place(tile, what);
   }
-  // They are read: what comes next in their place.
-  __device__ __forceinline__ void read(int tile, int what) {
+  // The keys or values of a tile have been read: issues the next ones into their buffer.
+  __device__ __forceinline__ void release(int tile, int what) {
     __syncwarp();
     if constexpr (kAsync) start(tile + depth * kWarps<depth>, what);
   }
@@ -63,17 +63,17 @@ class Tiles {
   static constexpr int kPageBytes = static_cast<int>(kv_page_bytes(bits, dim));
   static constexpr int kTilesAPage = kPageTokens / kTileKeys;
   static constexpr int kStages = depth > 0 ? depth : 1;
-  static constexpr int kStarts = depth > 0 ? 2 * depth : 1;  // of keys or values, ahead
+  static constexpr int kStarts = depth > 0 ? 2 * depth : 1;  // keys or values in flight
 
   static __device__ __forceinline__ int first() { return threadIdx.x / kWarp; }
   [[nodiscard]] __device__ __forceinline__ uint32_t place(int tile, int what) const {
     return memory_ + (depth == 0 ? 0 : tile / kWarps<depth> % kStages * 2 + what) * Tile::kBytes;
   }
-  // A part begins with a page.
+  // A split begins with a page.
   [[nodiscard]] __device__ __forceinline__ uint32_t page_of(int tile) const {
-    return count(tile) > 0 ? __ldg(part_.pages + tile / kTilesAPage) : 0;
+    return count(tile) > 0 ? __ldg(kv_.pages + tile / kTilesAPage) : 0;
   }
-  // The first tiles, as far as all of their keys are below `limit`.
+  // Issues the first tiles, as far as all of their keys are below `limit`.
   __device__ __forceinline__ void start_all(int limit) {
 #pragma unroll 1
     for (; started_ < kStarts; ++started_) {
@@ -82,7 +82,7 @@ class Tiles {
       start(tile, started_ % 2);
     }
   }
-  // The page of each tile is asked for when the one before it is started.
+  // A tile's page number is loaded when the tile before it is issued.
   __device__ __forceinline__ void start(int tile, int what) {
     if (count(tile) > 0) {
       const std::byte* page = data_ + int64_t(page_) * page_stride_;
@@ -99,13 +99,13 @@ class Tiles {
     if (what == 1) page_ = page_of(tile + kWarps<depth>);
   }
 
-  const Part& part_;
+  const KvSplit& kv_;
   uint32_t memory_;
   const std::byte* data_;  // of the KV head in page 0
   uint32_t page_stride_;
   uint32_t page_;
   int started_ = 0;
-  typename Tile::Pieces pieces_;  // where copies cannot go on by themselves
+  typename Tile::Pieces pieces_;  // without asynchronous copies
 };
 
 }  // namespace qwen2::cuda

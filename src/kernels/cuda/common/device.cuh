@@ -1,4 +1,4 @@
-// What the kernels share: the tensor cores' step, dependent launch, reductions.
+// What all kernels share: programmatic dependent launch, loads with cache hints, reductions, fp16.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -11,53 +11,31 @@ namespace qwen2::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffU;
 
-// Programmatic dependent launch (sm_90): a kernel may start while its predecessor still runs, and must wait
-// before it reads what that one wrote. Elsewhere kernels follow each other anyway.
+// Programmatic dependent launch (sm_90): a kernel may start once all blocks of the previous one have
+// triggered it or ended. It must wait before it reads what the previous kernel wrote: the wait returns when
+// that kernel has ended. On other GPUs kernels run one after the other and both functions do nothing.
 __device__ __forceinline__ void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-__device__ __forceinline__ void let_next_start() {
+__device__ __forceinline__ void trigger_dependents() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// c[16 x 8] += a[16 x 16] * b[16 x 8], fp16 in, float sums. Lane (g = lane / 4, t = lane % 4) holds rows g
-// and g + 8 of a and c, column g of b. Turing has the step of eight columns only.
-__device__ __forceinline__ void mma_step(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
-      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%7,%8}, {%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(a[2]), "r"(a[3]), "r"(b[1]));
-#endif
-}
-
-// The same of eight columns of a.
-__device__ __forceinline__ void mma_half_step(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(b));
-}
-
-// Has a value computed here: compilers put that where it is needed, which may be behind a wait.
+// A compiler barrier for one value: it is computed before this point. Otherwise the compiler computes it
+// where it is first used, which may be after a wait.
 template <class T>
-__device__ __forceinline__ void settle(T& v) {
+__device__ __forceinline__ void compiler_barrier(T& v) {
   if constexpr (sizeof(T) == 8) {
     asm volatile("" : "+l"(v));
   } else {
     asm volatile("" : "+r"(v));
   }
 }
-// Asked for here and not behind a wait. Of memory that kernels do not write.
+// A load that is issued here and not moved behind a wait, of memory that no kernel writes.
 __device__ __forceinline__ float4 load_before(const float* p) {
   float4 v;
   asm volatile("ld.global.nc.v4.f32 {%0,%1,%2,%3}, [%4];"
@@ -66,7 +44,7 @@ __device__ __forceinline__ float4 load_before(const float* p) {
   return v;
 }
 
-// Weights are read once: they should not push anything out of the caches.
+// A load of weights, which are read once a step: they should not evict other data from the caches.
 __device__ __forceinline__ uint4 load_once(const void* p) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -80,68 +58,6 @@ __device__ __forceinline__ uint32_t as_bits(__half2 h) {
 }
 __device__ __forceinline__ __half2 as_half2(uint32_t bits) {
   return *reinterpret_cast<__half2*>(&bits);
-}
-
-// Shared memory by its own addresses: pointers cost a look at the cluster each time.
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-// Whether the chip has copies into shared memory that go on while the block works.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-constexpr bool kAsync = true;
-#else
-constexpr bool kAsync = false;
-#endif
-__device__ __forceinline__ uint4 load_shared(uint32_t from) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(from)
-               : "memory");
-  return v;
-}
-__device__ __forceinline__ uint32_t load_shared_u16(uint32_t from) {
-  uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(from) : "memory");
-  return v;
-}
-__device__ __forceinline__ uint2 load_shared_8(uint32_t from) {
-  uint2 v;
-  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
-  return v;
-}
-__device__ __forceinline__ float4 load_shared_floats(uint32_t from) {
-  const uint4 v = load_shared(from);
-  return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
-}
-__device__ __forceinline__ void store_4(uint32_t to, uint32_t v) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
-}
-__device__ __forceinline__ void store_8(uint32_t to, uint2 v) {
-  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
-}
-__device__ __forceinline__ void store_16(uint32_t to, const uint4& v) {
-  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
-}
-// 16 bytes to an address in shared memory, at once where there are none.
-__device__ __forceinline__ void copy_16(uint32_t to, const void* from) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-#else
-  store_16(to, *static_cast<const uint4*>(from));
-#endif
-}
-__device__ __forceinline__ void end_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-template <int pending>
-__device__ __forceinline__ void wait_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-#endif
 }
 
 // lop3 with the table (a & b) ^ c.
@@ -162,14 +78,14 @@ __device__ __forceinline__ float warp_max(float v) {
   return v;
 }
 
-// The warp's number in its block, in a form from which the compiler sees that it is the same for all lanes:
-// what depends on it, branches and the places of loads, is the warp's then and not each lane's.
+// The warp's number in its block. The shuffle shows the compiler that all lanes have the same value, so that
+// branches and addresses which depend on it are computed once a warp, in uniform registers.
 __device__ __forceinline__ int warp_number() {
   return __shfl_sync(kFullMask, static_cast<int>(threadIdx.x) / kWarp, 0);
 }
 
-// Sum and maximum over a block, in an order that depends on the block's size alone. `scratch` [64] is free
-// again after the caller's next barrier.
+// Sum and maximum over a block, in an order that depends on the block's size alone. `scratch` [64] may be
+// reused after the caller's next barrier.
 struct SumMax {
   float sum, max;
 };
@@ -191,6 +107,13 @@ __device__ __forceinline__ float saturate_half(float v) {
   return fminf(fmaxf(v, -65504.0F), 65504.0F);
 }
 
+__device__ __forceinline__ float4 times(const float4& v, float factor) {
+  return {v.x * factor, v.y * factor, v.z * factor, v.w * factor};
+}
+__device__ __forceinline__ float4 times(const float4& v, const float4& w) {
+  return {v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w};
+}
+
 // Four floats as fp16.
 __device__ __forceinline__ uint2 to_halves(float a, float b, float c, float d) {
   return {as_bits(__floats2half2_rn(saturate_half(a), saturate_half(b))),
@@ -202,12 +125,12 @@ __device__ __forceinline__ float4 to_floats(uint2 halves) {
   const float2 high = __half22float2(as_half2(halves.y));
   return {low.x, low.y, high.x, high.y};
 }
-// Four neighbours, the even ones first: see lane_place().
-__device__ __forceinline__ uint2 in_lane_order(uint2 halves) {
+// Four neighbouring columns, the even ones first: see lane_column().
+__device__ __forceinline__ uint2 to_lane_order(uint2 halves) {
   return {__byte_perm(halves.x, halves.y, 0x5410), __byte_perm(halves.x, halves.y, 0x7632)};
 }
 
-// The power of two by which values up to `max` are divided to fit fp16 with room to spare.
+// The power of two by which values of magnitude up to `max` are divided so that they fit fp16.
 __device__ __forceinline__ float half_scale(float max) {
   return max <= 32768.0F ? 1.0F : exp2f(ceilf(log2f(max)) - 15.0F);
 }

@@ -7,7 +7,8 @@
 
 namespace qwen2::cuda {
 
-// The architecture that this kernel's code was compiled for, as 75 or 90, by whichever compiler.
+// The architecture whose code of this kernel the GPU runs, as 75 or 90. Code that the driver compiled from
+// PTX has the PTX's.
 template <class Kernel>
 int compiled_for(Kernel kernel) {
   cudaFuncAttributes attributes{};
@@ -15,13 +16,13 @@ int compiled_for(Kernel kernel) {
   return attributes.ptxVersion;
 }
 
-// How a multiprocessor's memory is shared between blocks' own memory and the first-level cache.
+// How a multiprocessor's memory is divided into shared memory and first-level cache.
 enum class Carveout {
-  kShared,  // all for blocks: so that two kernels' blocks run beside each other
-  kCache,   // what one block needs, the rest to the cache
+  kShared,  // the most shared memory: blocks of two kernels can be resident together
+  kCache,   // shared memory for one block, the rest is cache
 };
 
-// An attribute of the card in use.
+// An attribute of the GPU in use.
 inline int card(cudaDeviceAttr attribute) {
   int device = 0;
   int value = 0;
@@ -30,12 +31,12 @@ inline int card(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Bytes of shared memory that the card lets one block have.
+// The most bytes of shared memory that one block can have.
 inline int most_shared_memory() {
   return card(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
-// Raises the limit of a kernel's shared memory to the card's.
+// Raises a kernel's limit of shared memory to the GPU's.
 template <class Kernel>
 cudaError_t open_shared_memory(Kernel kernel, Carveout carveout, size_t shared) {
   cudaFuncAttributes attributes{};
@@ -49,7 +50,7 @@ cudaError_t open_shared_memory(Kernel kernel, Carveout carveout, size_t shared) 
                               most_shared_memory() - static_cast<int>(attributes.sharedSizeBytes));
 }
 
-// One answer for each kernel: `kernel` is a template argument so that the lookups happen once.
+// `kernel` is a template argument, so that each kernel's attributes are looked up once.
 template <auto kernel, Carveout carveout = Carveout::kShared, class... Args>
 void launch(dim3 grid, unsigned threads, size_t shared, cudaStream_t stream, Args&&... args) {
   static const bool dependent = compiled_for(kernel) >= 90;

@@ -6,8 +6,8 @@
 
 namespace qwen2::cuda {
 
-// Two bytes, less 128, as fp16: `pick` has four bits for each of two bytes of the word, then the same of
-// `magic`, the exponent of 1024. A constant: the compiler would rather load it each time.
+// Two bytes of a word, less 128, as fp16. `pick` selects bytes for prmt: two of the word, two of `magic`,
+// which is the exponent of 1024. `magic` is an argument because the compiler reloads a constant each time.
 template <uint32_t pick>
 __device__ __forceinline__ uint32_t unpack_bytes(uint32_t word, uint32_t magic) {
   uint32_t pair;  // 1024 + byte, twice
@@ -15,7 +15,7 @@ __device__ __forceinline__ uint32_t unpack_bytes(uint32_t word, uint32_t magic) 
   return as_bits(__hsub2(as_half2(pair), as_half2(0x64806480U)));  // - 1152
 }
 
-// Two codes as fp16: of the even or odd bytes of a word, or of the low or high halves of these bytes.
+// Two codes as fp16: from the even or odd bytes of a word; of 4 bits, from their low or high halves.
 template <MatrixForm form>
 __device__ __forceinline__ uint32_t unpack_pair(uint32_t word, bool odd, bool high, uint32_t magic) {
   constexpr bool general = is_general(form);

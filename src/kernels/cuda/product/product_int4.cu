@@ -5,7 +5,7 @@ namespace qwen2::cuda {
 void product_int4(const ProductArgs& args, int multiprocessors, cudaStream_t stream) {
   if (args.w.form == MatrixForm::kInt4General) {
     product_of<MatrixForm::kInt4General, true>(args, multiprocessors, stream);
-  } else if (is_coarse(args.w)) {
+  } else if (uses_split_int8(args.w)) {
     product_of<MatrixForm::kInt4, false>(args, multiprocessors, stream);
   } else {
     product_of<MatrixForm::kInt4, true>(args, multiprocessors, stream);

@@ -1,22 +1,22 @@
-// What becomes of a product's finished sums.
+// The epilogues of a product: what is done with finished sums.
 #pragma once
 
 #include "kernels/cuda/common/device.cuh"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/product/product.h"
 
 namespace qwen2::cuda {
 
-// The outputs of one row have a kernel each, several rows one for all.
+// Kernels of one row are compiled for each output; kernels of several rows choose it at run time.
 constexpr int kAnyOutput = -1;
 template <int output>
 __device__ __forceinline__ bool writes(const ProductArgs& a, ProductOutput what) {
   return output == kAnyOutput ? a.output == what : output == static_cast<int>(what);
 }
-// Where two rows of W that lie eight apart in a tile belong: dimensions d and d + half of a head for queries
-// and keys, d and d + 8 for values; and what their sums need, which was there before the step's first
+// Two rows of W that are eight apart in a tile, as queries, keys or values: dimensions d and d + half of a
+// head for queries and keys, d and d + 8 for values. Everything here was written before the step's first
 // product.
 struct QkvPair {
-  int head;  // queries', keys', then values'
+  int head;  // first those of queries, then keys, then values
   int d0, d1;
   float bias0, bias1;
   float2 rotation;
@@ -52,12 +52,12 @@ __device__ __forceinline__ QkvPair find_qkv(const ProductArgs& a, int tile, int 
   return p;
 }
 
-// Bias, rotation and the cache.
+// Adds the bias, rotates, and stores the query, or the key or value in the cache.
 __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p, int m, float v0, float v1) {
   const int dim = a.heads.head_dim;
   v0 += p.bias0;
   v1 += p.bias1;
-  // Said explicitly: every kernel must round alike.
+  // Explicit operations: every kernel must round in the same way.
   const float first = __fmaf_rn(v0, p.rotation.x, -__fmul_rn(v1, p.rotation.y));
   v1 = __fmaf_rn(v1, p.rotation.x, __fmul_rn(v0, p.rotation.y));
   v0 = first;
@@ -76,22 +76,27 @@ __device__ __forceinline__ void store_qkv(const ProductArgs& a, const QkvPair& p
   }
 }
 
-// One pair of finished sums of the columns' part `part`, in whichever integer type the kernel has it. Returns
-// the magnitude of what SwiGLU makes of it.
+// The place of a pair of finished sums: rows `pair` and `pair + 8` of a tile, activation row `m`.
+struct PairPlace {
+  int tile, pair, m;
+};
+
+// Stores the pair (v0, v1) of the columns' split `split`, of the kernel's own integer type. Returns the
+// magnitude of the SwiGLU product, otherwise 0.
 template <int output, class Index>
-__device__ __forceinline__ float store_pair(const ProductArgs& a, Index part, int tile, int pair, int m,
-                                            float v0, float v1, const QkvPair& qkv) {
+__device__ __forceinline__ float store_pair(const ProductArgs& a, Index split, const PairPlace& at, float v0,
+                                            float v1, const QkvPair& qkv) {
   if (writes<output>(a, ProductOutput::kQkv)) {
-    store_qkv(a, qkv, m, v0, v1);
+    store_qkv(a, qkv, at.m, v0, v1);
     return 0;
   }
   if (writes<output>(a, ProductOutput::kSwiglu)) {
     const float value = __fdividef(v0, 1.0F + __expf(-v0)) * v1;
-    a.y[m * a.y_stride + (a.first_row + tile * kTileRows) / 2 + pair] = value;
+    a.y[at.m * a.y_stride + (a.first_row + at.tile * kTileRows) / 2 + at.pair] = value;
     return fabsf(value);
   }
-  float* y = a.y + (int64_t(part) * a.rows + m) * a.y_stride + a.first_row;
-  const int n = tile * kTileRows + pair;
+  float* y = a.y + (int64_t(split) * a.rows + at.m) * a.y_stride + a.first_row;
+  const int n = at.tile * kTileRows + at.pair;
   if (n < a.out_rows) y[n] = v0;
   if (n + 8 < a.out_rows) y[n + 8] = v1;
   return 0;

@@ -1,62 +1,63 @@
-// Chunks on their way to a warp on Turing, which has no copies into shared memory: in registers.
+// A warp's chunks in flight to registers, on Turing, which has no asynchronous copies to shared memory.
 //
-// Places are named at compile time, and chunks come in rounds of one for each place, so that a round has no
-// branch that leaves it: the compiler has one wait for all loads that are on their way in a loop (it keeps
-// track of few), and only in this form puts it at the beginning of a round instead of before every chunk.
+// Slots are indexed at compile time. Chunks are issued in rounds of one for each slot, and no branch leaves a
+// round early. The compiler tracks all loads of a loop with one scoreboard: only in this form does it wait
+// once at the beginning of a round instead of before every chunk.
 #pragma once
 
 #include "kernels/cuda/product/product_ring.cuh"
 
 namespace qwen2::cuda {
 
-// Memory wants whole lines of 128 bytes of each load of a warp. Chunks of codes lie as such. Rows of fp16 lie
-// apart: there a warp takes pairs of chunks, four rows a load. Lane l brings piece l % 8 of rows l / 8 and
-// l / 8 + 8, and piece l % 8 ^ 4 of rows four further: so it has a chunk of one row's and the other chunk of
-// another's for the tensor cores. Sums of first and of second chunks stay apart until the tile's end, when
-// those of second chunks go to the lanes that have their row.
+// Whether chunks are loaded in pairs. A warp's load is fastest in whole lines of 128 bytes. Chunks of codes
+// are contiguous, but rows of fp16 are apart, so a warp loads two chunks of four rows at once. Lane l loads
+// piece l % 8 of rows l / 8 and l / 8 + 8, and piece l % 8 ^ 4 of the rows four further. It thus holds
+// operands of the first chunk of one row and of the second chunk of another. The sums of first and second
+// chunks are kept apart until the tile's end: see add_seconds().
 constexpr bool in_pairs(MatrixForm form) {
   return form == MatrixForm::kF16;
 }
 
-template <MatrixForm form, bool scaled, int places>
+template <MatrixForm form, bool scaled, int chunks>
 class RegisterRing {
  public:
   static constexpr int kUnit = in_pairs(form) ? 2 : 1;
-  static constexpr int kPlaces = places / kUnit;
-  static constexpr int kAhead = kPlaces;
+  static constexpr int kSlots = chunks / kUnit;
+  static constexpr int kPrefetchDepth = kSlots;
 
   __device__ __forceinline__ explicit RegisterRing(const void*) {}
 
-  // Nothing of it is needed any more. Where a ring is filled again in a loop, this has to be said: loads are
-  // conditional, so that registers would be kept for what they leave as it is.
-  __device__ __forceinline__ void forget() {
+  // Clears all slots. Loads are conditional: without this, a ring that is refilled in a loop would keep its
+  // registers alive from one round to the next.
+  __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (Place& p : places_) p = {};
+    for (Slot& p : slots_) p = {};
   }
-  // Returns when what was started at the place is there.
-  __device__ __forceinline__ void await(int place) {
+  // Waits for the loads of a slot.
+  __device__ __forceinline__ void wait(int slot) {
 #pragma unroll
-    for (uint4& v : places_[place].piece) asm volatile("mov.b32 %0, %0;" : "+r"(v.w));
+    for (uint4& v : slots_[slot].piece) asm volatile("mov.b32 %0, %0;" : "+r"(v.w));
   }
 
-  // Starts what lies at `codes`, whose other rows lie `further` and `high_row` bytes further.
-  __device__ __forceinline__ void start(int place, const uint8_t* codes, int64_t further, int64_t high_row,
+  // Issues the loads of the chunk at `codes`. Its rows g + 8 are `high_row` bytes further, the second chunk
+  // of a pair `second` bytes.
+  __device__ __forceinline__ void start(int slot, const uint8_t* codes, int64_t second, int64_t high_row,
                                         const uint16_t* scales) {
-    Place& p = places_[place];
+    Slot& p = slots_[slot];
     p.piece[0] = load_once(codes);
     p.piece[1] = load_once(codes + high_row);
     if constexpr (kUnit == 2) {
-      p.piece[2] = load_once(codes + further);
-      p.piece[3] = load_once(codes + further + high_row);
+      p.piece[2] = load_once(codes + second);
+      p.piece[3] = load_once(codes + second + high_row);
     }
     if (scaled) {
       p.scale[0] = __ldg(scales);
       p.scale[1] = __ldg(scales + 8);
     }
   }
-  // Chunk `u` of the place.
-  __device__ __forceinline__ LaneChunk take(int place, int u) const {
-    const Place& p = places_[place];
+  // Chunk `u` of a slot.
+  __device__ __forceinline__ LaneChunk take(int slot, int u) const {
+    const Slot& p = slots_[slot];
     if constexpr (kUnit == 1) return {p.piece[0], p.piece[1], {p.scale[0], p.scale[1]}};
     const bool own = (threadIdx.x % 8 < 4) == (u == 0);
     return {choose(own, p.piece[0], p.piece[kUnit]), choose(own, p.piece[1], p.piece[kUnit + 1]), {}};
@@ -64,56 +65,56 @@ class RegisterRing {
   static __device__ __forceinline__ int tile_row(int g) { return kUnit == 2 ? g / 2 + g % 2 * 4 : g; }
 
  private:
-  struct Place {
+  struct Slot {
     uint4 piece[2 * kUnit];
     uint32_t scale[2];
   };
   static __device__ __forceinline__ uint4 choose(bool first, const uint4& a, const uint4& b) {
     return {first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w};
   }
-  Place places_[kPlaces];
+  Slot slots_[kSlots];
 };
 
-// The chunks of a warp, in its order: tile by tile, the last round of a tile with fewer.
+// Issues a warp's chunks in its order: tile by tile. A tile's last round may have fewer chunks than slots.
 template <class Ring, MatrixForm form, bool scaled>
-class FetchRounds {
+class RoundLoader {
  public:
-  __device__ __forceinline__ FetchRounds(const DeviceMatrix& w, const Walk<Ring::kUnit>& walk,
+  __device__ __forceinline__ RoundLoader(const DeviceMatrix& w, const TileRange<Ring::kUnit>& range,
                                          int group_shift)
-      : code_jump_(int64_t(walk.tile_stride) * kTileRows * w.row_bytes -
-                   int64_t((walk.steps + Ring::kPlaces - 1) / Ring::kPlaces) * kRound),
-        scale_jump_(walk.tile_stride * w.groups * kTileRows),
-        tiles_(walk.tiles),
-        step_(walk.tiles > 0 ? walk.steps : 0),
-        steps_(walk.steps),
-        chunk_(walk.first_chunk),
-        first_chunk_(walk.first_chunk),
+      : code_jump_(int64_t(range.tile_stride) * kTileRows * w.row_bytes -
+                   int64_t((range.steps + Ring::kSlots - 1) / Ring::kSlots) * kRound),
+        scale_jump_(range.tile_stride * w.groups * kTileRows),
+        tiles_(range.tiles),
+        step_(range.tiles > 0 ? range.steps : 0),
+        steps_(range.steps),
+        chunk_(range.first_chunk),
+        first_chunk_(range.first_chunk),
         group_shift_(group_shift) {
     const int lane = threadIdx.x % kWarp;
-    const int row = walk.first_tile * kTileRows;
-    codes_ = w.codes + chunk_place(form, w.row_bytes, row, walk.first_chunk);
+    const int row = range.first_tile * kTileRows;
+    codes_ = w.codes + chunk_offset(form, w.row_bytes, row, range.first_chunk);
     if constexpr (in_pairs(form)) {
       codes_ += lane / 8 * w.row_bytes + lane % 8 * 16;
-      further_ = 4 * w.row_bytes + ((lane % 8 ^ 4) - lane % 8) * 16;
+      second_ = 4 * w.row_bytes + ((lane % 8 ^ 4) - lane % 8) * 16;
       high_row_ = 8 * w.row_bytes;
     } else {
       codes_ += lane * 16;
       high_row_ = 8 * kChunkBytes;
     }
     scales_ =
-        static_cast<const uint16_t*>(w.scales) + int64_t(walk.first_tile) * w.groups * kTileRows + lane / 4;
+        static_cast<const uint16_t*>(w.scales) + int64_t(range.first_tile) * w.groups * kTileRows + lane / 4;
   }
 
-  // Starts what belongs to `place` in this round, if there is something.
-  __device__ __forceinline__ void next(Ring& ring, int place) {
-    if (place < step_) {
-      ring.start(place, codes_ + place * kStep, further_, high_row_,
-                 scaled ? scales_ + (chunk_ + place * kSplitWarps >> group_shift_) * kTileRows : nullptr);
+  // Issues the chunk of `slot` in this round, if there is one.
+  __device__ __forceinline__ void next(Ring& ring, int slot) {
+    if (slot < step_) {
+      ring.start(slot, codes_ + slot * kStep, second_, high_row_,
+                 scaled ? scales_ + (chunk_ + slot * kTeamWarps >> group_shift_) * kTileRows : nullptr);
     }
-    if (place < Ring::kPlaces - 1) return;
+    if (slot < Ring::kSlots - 1) return;
     codes_ += kRound;
-    if constexpr (scaled) chunk_ += Ring::kPlaces * kSplitWarps;
-    step_ -= Ring::kPlaces;
+    if constexpr (scaled) chunk_ += Ring::kSlots * kTeamWarps;
+    step_ -= Ring::kSlots;
     if (step_ > 0) return;
     --tiles_;
     step_ = tiles_ > 0 ? steps_ : 0;
@@ -123,16 +124,16 @@ class FetchRounds {
       chunk_ = first_chunk_;
     }
   }
-  // Nobody is let in when few are left.
+  // There are no dependents to trigger when few chunks are left.
   [[nodiscard]] static __device__ __forceinline__ int left() { return 0; }
 
  private:
-  static constexpr int kStep = kSplitWarps * Ring::kUnit * kNextChunk<form>;
-  static constexpr int kRound = Ring::kPlaces * kStep;
+  static constexpr int kStep = kTeamWarps * Ring::kUnit * kNextChunk<form>;
+  static constexpr int kRound = Ring::kSlots * kStep;
   const uint8_t* codes_;
   const uint16_t* scales_;
   int64_t code_jump_;
-  int64_t further_ = 0;
+  int64_t second_ = 0;
   int64_t high_row_;
   int scale_jump_;
   int tiles_, step_, steps_, chunk_, first_chunk_, group_shift_;

@@ -1,30 +1,31 @@
-// Chunks of a matrix on their way to a warp, and what the tensor cores take from one. From Ampere on they
-// wait in shared memory, where each lane finds the codes that it copied itself; for Turing see
-// product_registers.cuh.
+// A warp's chunks in flight to shared memory, from Ampere on. Each lane reads the codes that it copied
+// itself. For Turing see product_registers.cuh.
 #pragma once
 
-#include "kernels/cuda/common/device.cuh"
-#include "kernels/cuda/common/layout.h"
+#include "kernels/cuda/common/shared_memory.cuh"
 #include "kernels/cuda/common/unpack.cuh"
+#include "kernels/cuda/product/tile_range.cuh"
 
 namespace qwen2::cuda {
 
+// A lane's codes of one chunk.
 struct LaneChunk {
   uint4 low, high;    // rows g and g + 8
   uint32_t scale[2];  // fp16 bits
 };
 
-// Of each stage: codes, and scales where products are made in digits, which have a place more: a warp copies
-// scales where they were read one chunk ago, so that its lanes are done with them. All codes of a warp lie
-// before its scales: copies want lines of 128 bytes.
+// Bytes of each stage of a ring. All codes of a warp come before its scales, because copies of whole 128-byte
+// lines are fastest.
 constexpr int kStageCodes = kTileRows * kChunkBytes;
 constexpr int kStageScales = kTileRows * 2;
+// Scales have one slot more than codes: a scale is overwritten one chunk after it was read, so that every
+// lane of the warp has read it.
 constexpr int ring_bytes(bool scaled, int depth) {
   return (depth * kStageCodes + (scaled ? (depth + 1) * kStageScales : 0) + 127) / 128 * 128;
 }
 
-// What the second-level cache is told of weights: they come once a step and should not push out what every
-// layer needs again, the kernels' code among it.
+// The L2 cache policy of weights: evict first. They are read once a step, and must not evict what every layer
+// reads again, the kernels' code included.
 __device__ __forceinline__ uint64_t read_once_policy() {
   uint64_t policy = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -39,13 +40,14 @@ __device__ __forceinline__ void copy_once(uint32_t to, const void* from, uint64_
                : "memory");
 #endif
 }
-// `depth` stages of shared memory.
+
+// A ring of `depth` stages.
 template <bool scaled, int depth>
 class Ring {
  public:
-  static constexpr int kPlaces = 1;
-  static constexpr int kAhead = depth;
-  static constexpr int kUnit = 1;  // chunks that are taken together
+  static constexpr int kSlots = 1;  // named at compile time: see RegisterRing
+  static constexpr int kPrefetchDepth = depth;
+  static constexpr int kUnit = 1;  // chunks that are loaded together
 
   __device__ __forceinline__ explicit Ring(const void* memory)
       : begin_(shared_address(memory) + lane() * 16),
@@ -53,9 +55,9 @@ class Ring {
         scales_(first_scales() + kStageScales),
         policy_(read_once_policy()) {}
 
-  // Starts the chunk at `codes`, with its scales (of this lane's 16 bytes of them), where the last one was
-  // taken, scales where those before it were. Followed by pass(), which alone says that there is nothing more
-  // to start.
+  // Issues the copy of the chunk at `codes`, into the slot of the last chunk taken, and of this lane's 16
+  // bytes of its scales. advance() follows; without start() before it, it marks the end of the warp's
+  // chunks.
   __device__ __forceinline__ void start(const uint8_t* codes, uint32_t high_row, const uint16_t* scales) {
     copy_once(at_, codes, policy_);
     copy_once(at_ + kStageCodes / 2, codes + high_row, policy_);
@@ -64,7 +66,7 @@ class Ring {
       copy_once(scales_ + (first ? depth * kStageScales : -kStageScales), scales, policy_);
     }
   }
-  __device__ __forceinline__ void pass() {
+  __device__ __forceinline__ void advance() {
     end_copies();
     const bool last = at_ == begin_ + (depth - 1) * kStageCodes;
     at_ = last ? begin_ : at_ + kStageCodes;
@@ -72,7 +74,7 @@ class Ring {
     const bool last_scales = scales_ == first_scales() + depth * kStageScales;
     scales_ = last_scales ? first_scales() : scales_ + kStageScales;
   }
-  // The oldest chunk, whose place the next start() fills.
+  // Waits for the oldest chunk and returns it. The next start() overwrites its slot.
   __device__ __forceinline__ LaneChunk take(int, int) {
     wait_copies<depth - 1>();
     if (scaled) __syncwarp();
@@ -86,7 +88,7 @@ class Ring {
     }
     return c;
   }
-  // The row of its tile whose sum lane / 4 = g has.
+  // The tile's row of which a lane with lane / 4 = g has the sum.
   static __device__ __forceinline__ int tile_row(int g) { return g; }
 
  private:
@@ -94,70 +96,41 @@ class Ring {
   [[nodiscard]] __device__ __forceinline__ uint32_t first_scales() const {
     return begin_ + depth * kStageCodes;
   }
-  // Where this lane's part of the oldest chunk and of its scales lie. They differ from lane to lane:
-  // ptxas 13.0 gives copies with a policy wrong registers where their address has a part that all lanes
-  // share.
+  // Addresses of this lane's part of the oldest chunk and of its scales. They are kept for each lane: ptxas
+  // 13.0 gives copies with a cache policy wrong registers where part of the address is uniform.
   uint32_t begin_, at_, scales_;
   uint64_t policy_;
 };
 
-// Warps that take the columns of a tile in turn. It decides in which order a sum is added up, so it is the
-// same for every batch and matrix; with fewer, the two projections into the residual stream would have too
-// few blocks, with more, adding up would cost more than it gains.
-constexpr int kSplitWarps = 4;
-
-// A warp's share of a matrix: every kSplitWarps-th chunk of some tiles, or pair of chunks (`unit` = 2).
-template <int unit>
-struct Walk {
-  int first_tile, tile_stride, tiles;
-  int first_chunk, steps;  // of each tile
-
-  // Of at most `rounds` tiles, and of the columns' part `part`.
-  __device__ __forceinline__ Walk(const DeviceMatrix& w, int first, int stride, int rounds, int part,
-                                  int chunks_a_part, int in_team)
-      : first_tile(first),
-        tile_stride(stride),
-        tiles(rounds),
-        first_chunk(part * chunks_a_part + in_team * unit) {
-    const int end = min((part + 1) * chunks_a_part, w.chunks());
-    steps = max(0, (end - first_chunk + kSplitWarps * unit - 1) / (kSplitWarps * unit));
-    while (tiles > 0 && first_tile + (tiles - 1) * tile_stride >= w.tiles()) --tiles;
-  }
-};
-
-// From a chunk of some rows to their next one.
-template <MatrixForm form>
-constexpr int kNextChunk = form == MatrixForm::kF16 ? kChunkBytes : kTileRows * kChunkBytes;
-
-// The chunks of a warp, in its order: tile by tile.
+// Issues a warp's chunks in its order: tile by tile.
 template <class Ring, MatrixForm form, bool scaled>
-class Fetch {
+class ChunkLoader {
  public:
-  __device__ __forceinline__ Fetch(const DeviceMatrix& w, const Walk<1>& walk, int group_shift)
+  __device__ __forceinline__ ChunkLoader(const DeviceMatrix& w, const TileRange<1>& range, int group_shift)
       : codes_(w.codes +
-               chunk_place(form, w.row_bytes, walk.first_tile * kTileRows + threadIdx.x % kWarp / 4,
-                           walk.first_chunk) +
+               chunk_offset(form, w.row_bytes, range.first_tile * kTileRows + threadIdx.x % kWarp / 4,
+                            range.first_chunk) +
                threadIdx.x % 4 * 16),
-        scales_(static_cast<const uint16_t*>(w.scales) + int64_t(walk.first_tile) * w.groups * kTileRows +
+        scales_(static_cast<const uint16_t*>(w.scales) + int64_t(range.first_tile) * w.groups * kTileRows +
                 threadIdx.x % kWarp * 8),
-        code_jump_(int64_t(walk.tile_stride) * kTileRows * w.row_bytes -
-                   int64_t(walk.steps) * kSplitWarps * kNextChunk<form>),
-        scale_jump_(walk.tile_stride * w.groups * kTileRows),
+        code_jump_(int64_t(range.tile_stride) * kTileRows * w.row_bytes -
+                   int64_t(range.steps) * kTeamWarps * kNextChunk<form>),
+        scale_jump_(range.tile_stride * w.groups * kTileRows),
         high_row_(static_cast<uint32_t>(form == MatrixForm::kF16 ? 8 * w.row_bytes : 8 * kChunkBytes)),
-        left_(walk.tiles * walk.steps),
-        step_(walk.steps),
-        steps_(walk.steps),
-        chunk_(walk.first_chunk),
-        first_chunk_(walk.first_chunk),
+        left_(range.tiles * range.steps),
+        step_(range.steps),
+        steps_(range.steps),
+        chunk_(range.first_chunk),
+        first_chunk_(range.first_chunk),
         group_shift_(group_shift) {}
 
-  // Starts the next chunk, if there is one.
+  // Issues the next chunk, if there is one.
   __device__ __forceinline__ void next(Ring& ring, int) {
     if (left_ > 0) {
       --left_;
       ring.start(codes_, high_row_, scaled ? scales_ + (chunk_ >> group_shift_) * kTileRows : nullptr);
-      codes_ += kSplitWarps * kNextChunk<form>;
-      if constexpr (scaled) chunk_ += kSplitWarps;
+      codes_ += kTeamWarps * kNextChunk<form>;
+      if constexpr (scaled) chunk_ += kTeamWarps;
       if (--step_ == 0) {
         step_ = steps_;
         codes_ += code_jump_;
@@ -167,8 +140,9 @@ class Fetch {
         }
       }
     }
-    ring.pass();
+    ring.advance();
   }
+  // Chunks that are not issued yet.
   [[nodiscard]] __device__ __forceinline__ int left() const { return left_; }
 
  private:
@@ -180,7 +154,7 @@ class Fetch {
   int left_, step_, steps_, chunk_, first_chunk_, group_shift_;
 };
 
-// The registers of step `s` (16 columns) of a chunk, as fp16.
+// A lane's operand a of step `s` (16 columns) of a chunk, as fp16.
 template <MatrixForm form>
 __device__ __forceinline__ void unpack_step(const LaneChunk& c, int s, uint32_t magic, uint32_t (&a)[4]) {
   if constexpr (form == MatrixForm::kF16) {

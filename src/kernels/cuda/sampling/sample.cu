@@ -1,12 +1,13 @@
 // From logits to tokens.
 //
-// Greedy rows take the largest logit, its first where several are equal. Others keep the top_k largest, then
-// the likeliest that hold top_p of what is left, and draw among those in the order of their ids. Thresholds
-// come from a radix selection over the logits' bits, first by count, then by probability; probabilities are
-// fixed-point integers, so that sums do not depend on the order in which threads add.
+// Greedy rows take the largest logit, and of equal ones the smallest id. Other rows keep the top_k largest
+// logits, then the likeliest of them that hold top_p of the probability, and draw among these in the order
+// of their ids. The thresholds are found by radix selection over the logits' bits, by count for top_k and
+// by probability for top_p. Probabilities are fixed-point integers, so that sums do not depend on the order
+// of additions.
 #include "kernels/cuda/common/device.cuh"
 #include "kernels/cuda/common/launch.cuh"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/sampling/sampling.h"
 
 namespace qwen2::cuda {
 namespace {
@@ -16,7 +17,7 @@ constexpr int kGreedyBlocks = 64;
 constexpr int kGreedyThreads = 256;
 constexpr int kBins = 256;
 
-// Larger logits have larger keys.
+// An unsigned key with the order of the logits.
 __device__ __forceinline__ uint32_t key_of(float logit) {
   const uint32_t bits = __float_as_uint(logit);
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
@@ -27,7 +28,7 @@ __device__ __forceinline__ float logit_of(uint32_t key) {
 
 __global__ void penalise_kernel(const __grid_constant__ SampleArgs a) {
   wait_for_previous();
-  let_next_start();
+  trigger_dependents();
   const SampleRow row = a.rows[blockIdx.x];
   float* logits = a.logits + row.logits_row * a.stride;
   const auto penalise = [&](int token) {
@@ -50,7 +51,7 @@ __device__ __forceinline__ void store_token(const SampleArgs& a, const SampleRow
   if (a.host_tokens != nullptr) a.host_tokens[row.place] = token;
 }
 
-// The larger key, and of equal ones the smaller id, is the larger number.
+// A number that orders by key, and equal keys by descending id: the maximum has the smallest id.
 __device__ __forceinline__ unsigned long long ranked(uint32_t key, int id) {
   return (static_cast<unsigned long long>(key) << 32) | (0xffffffffU - static_cast<uint32_t>(id));
 }
@@ -66,9 +67,9 @@ __device__ unsigned long long block_largest(unsigned long long v, unsigned long 
 
 __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_constant__ SampleArgs a) {
   __shared__ unsigned long long scratch[kGreedyThreads / kWarp];
-  const SampleRow row = a.rows[blockIdx.y];  // came before the step
+  const SampleRow row = a.rows[blockIdx.y];  // written before the step began
   wait_for_previous();
-  let_next_start();
+  trigger_dependents();
   if (row.temperature != 0 || (row.in_step != 0) != a.in_step) return;
   const float* logits = a.logits + row.logits_row * a.stride;
   unsigned long long best = 0;
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_con
   constexpr int kStep = kGreedyBlocks * kGreedyThreads * 4;
   for (int first = (blockIdx.x * kGreedyThreads + threadIdx.x) * 4; first < a.vocab;
        first += kLoads * kStep) {
-    float4 v[kLoads];  // rows are padded to more than four
+    float4 v[kLoads];  // rows are padded to a multiple of four
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       if (first + j * kStep < a.vocab)
@@ -110,12 +111,12 @@ __global__ void __launch_bounds__(kGreedyThreads) greedy_kernel(const __grid_con
 }
 
 struct Selected {
-  uint32_t threshold;        // keys above are in
-  unsigned long long above;  // what they hold
+  uint32_t threshold;        // all keys above it are selected
+  unsigned long long above;  // their total weight
 };
 
-// The largest key such that keys at or above it hold at least `target` of `weight(key)`, among keys that are
-// at least `floor`. Four rounds of eight bits.
+// Among keys of at least `floor`, the largest threshold such that the keys at or above it have a total
+// weight of at least `target`. Four rounds of eight bits.
 template <class Weight>
 __device__ Selected select(const float* logits, int vocab, uint32_t floor, unsigned long long target,
                            const Weight& weight, unsigned long long* bins) {
@@ -130,11 +131,11 @@ __device__ Selected select(const float* logits, int vocab, uint32_t floor, unsig
       atomicAdd(bins + ((key >> shift) & (kBins - 1)), weight(key));
     }
     __syncthreads();
-    if (threadIdx.x == 0) {  // from the largest digit down
-      int digit = kBins - 1;
-      while (digit > 0 && above + bins[digit] < target) above += bins[digit--];
+    if (threadIdx.x == 0) {  // from the largest bin down
+      int bin = kBins - 1;
+      while (bin > 0 && above + bins[bin] < target) above += bins[bin--];
       bins[0] = above;
-      bins[1] = static_cast<unsigned long long>(digit);
+      bins[1] = static_cast<unsigned long long>(bin);
     }
     __syncthreads();
     above = bins[0];
@@ -144,7 +145,7 @@ __device__ Selected select(const float* logits, int vocab, uint32_t floor, unsig
   return {prefix, above};
 }
 
-// Exclusive sums over the block's threads, and the total.
+// The sum over all threads before this one (exclusive prefix sum), and the total.
 __device__ unsigned long long block_prefix(unsigned long long own, unsigned long long* scratch,
                                            unsigned long long& total) {
   unsigned long long sum = own;
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
   __shared__ unsigned long long bins[kBins];
   __shared__ unsigned long long scratch[kThreads / kWarp];
   wait_for_previous();
-  let_next_start();
+  trigger_dependents();
   const SampleRow row = a.rows[blockIdx.x];
   if (row.temperature == 0) return;
   const float* logits = a.logits + row.logits_row * a.stride;
@@ -178,13 +179,13 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
   best = block_largest(best, scratch);
   const float peak = logit_of(static_cast<uint32_t>(best >> 32));
   const float inverse = 1.0F / row.temperature;
-  // 2^40 for the peak: sums over any vocabulary fit 64 bits.
+  // Probabilities relative to the largest, times 2^40: sums over any vocabulary fit 64 bits.
   const auto mass = [=](uint32_t key) {
     return static_cast<unsigned long long>(__expf((logit_of(key) - peak) * inverse) * 0x1p40F);
   };
 
   uint32_t threshold = 0;
-  unsigned long long ties = ~0ULL;  // kept of the keys that equal the threshold, the smallest ids first
+  unsigned long long ties = ~0ULL;  // how many keys equal to the threshold are kept, the smallest ids first
   if (row.top_k > 0 && row.top_k < a.vocab) {
     const Selected s = select(logits, a.vocab, 0, row.top_k, [](uint32_t) { return 1ULL; }, bins);
     threshold = s.threshold;
@@ -209,10 +210,11 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
     threshold = s.threshold;
   }
 
-  // Every thread has neighbouring ids. First which ties are in, then whose mass the number falls on.
-  const int share = (a.vocab + kThreads - 1) / kThreads;
-  const int begin = min(static_cast<int>(threadIdx.x) * share, a.vocab);
-  const int end = min(begin + share, a.vocab);
+  // Each thread has a range of ids. First it counts the ties before its range, then it finds out whether the
+  // drawn number falls on one of its ids.
+  const int each = (a.vocab + kThreads - 1) / kThreads;
+  const int begin = min(static_cast<int>(threadIdx.x) * each, a.vocab);
+  const int end = min(begin + each, a.vocab);
   unsigned long long equal = 0;
   for (int i = begin; i < end; ++i) equal += key_of(logits[i]) == threshold ? 1 : 0;
   unsigned long long unused = 0;
