@@ -1,6 +1,7 @@
 #include <array>
 
 #include "base/memory.h"
+#include "checkpoint/architecture.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/gguf_blocks.h"
@@ -11,30 +12,6 @@ namespace qwen2 {
 namespace {
 
 namespace fs = std::filesystem;
-
-using NamePair = std::pair<std::string_view, std::string_view>;
-
-// Hugging Face's names and GGUF's. The rows of q and k keep Hugging Face's order: GGUF permutes them only for
-// architectures whose RoPE turns neighbouring elements, and Qwen2's turns the halves of a head.
-constexpr std::array kModelNames = std::to_array<NamePair>({
-    {"model.embed_tokens.weight", "token_embd.weight"},
-    {"model.norm.weight", "output_norm.weight"},
-    {"lm_head.weight", "output.weight"},
-});
-constexpr std::array kLayerNames = std::to_array<NamePair>({
-    {"input_layernorm.weight", "attn_norm.weight"},
-    {"self_attn.q_proj.weight", "attn_q.weight"},
-    {"self_attn.q_proj.bias", "attn_q.bias"},
-    {"self_attn.k_proj.weight", "attn_k.weight"},
-    {"self_attn.k_proj.bias", "attn_k.bias"},
-    {"self_attn.v_proj.weight", "attn_v.weight"},
-    {"self_attn.v_proj.bias", "attn_v.bias"},
-    {"self_attn.o_proj.weight", "attn_output.weight"},
-    {"post_attention_layernorm.weight", "ffn_norm.weight"},
-    {"mlp.gate_proj.weight", "ffn_gate.weight"},
-    {"mlp.up_proj.weight", "ffn_up.weight"},
-    {"mlp.down_proj.weight", "ffn_down.weight"},
-});
 
 // The plain type of a tensor; nothing for quantised ones and for types that are not read.
 std::optional<DType> plain_type(GgmlType type) {
@@ -150,21 +127,6 @@ class GgufCheckpoint final : public Checkpoint {
 };
 
 }  // namespace
-
-std::string gguf_tensor_name(std::string_view name) {
-  for (const auto& [ours, theirs] : kModelNames) {
-    if (name == ours) return std::string(theirs);
-  }
-  static constexpr std::string_view kLayers = "model.layers.";
-  if (!name.starts_with(kLayers)) return {};
-  name.remove_prefix(kLayers.size());
-  const size_t dot = name.find('.');
-  if (dot == std::string_view::npos) return {};
-  for (const auto& [ours, theirs] : kLayerNames) {
-    if (name.substr(dot + 1) == ours) return fmt::format("blk.{}.{}", name.substr(0, dot), theirs);
-  }
-  return {};
-}
 
 Result<std::unique_ptr<Checkpoint>> open_gguf(const fs::path& path) {
   auto checkpoint = std::make_unique<GgufCheckpoint>();

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <string>
-#include <string_view>
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
@@ -24,9 +23,5 @@ Result<std::string> gguf_tokenizer_config(const GgufFile& file);
 // tokenizer.json of the Qwen2 kind, and tokenizer_config.json with the chat template. Another kind of
 // tokeniser is an error that names the key; kNotFound when there is none.
 Result<TokenizerTexts> gguf_tokenizer(const GgufFile& file);
-
-// GGUF's name of a tensor that Hugging Face names so, such as "blk.3.attn_q.weight"; empty for a name that
-// Qwen2 does not have.
-std::string gguf_tensor_name(std::string_view name);
 
 }  // namespace qwen2

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 
+#include "checkpoint/architecture.h"
 #include "checkpoint/checkpoint.h"
 
 namespace qwen2 {
@@ -53,7 +54,7 @@ class Synthetic final : public Checkpoint {
   }
   std::string generation_config_json() const override { return R"({"eos_token_id":[151645,151643]})"; }
 
-  bool has(std::string_view name) const override { return name != "lm_head.weight" || !shape_.tied; }
+  bool has(std::string_view name) const override { return name != kHeadName || !shape_.tied; }
 
   Result<std::optional<QuantizedFormat>> matrix_format(std::string_view /*name*/, int64_t /*rows*/,
                                                        int64_t /*cols*/) const override {

@@ -51,38 +51,18 @@ int64_t VectorEntry::size() const {
   return sum_rows(sources);
 }
 
-Inventory::Inventory(const Qwen2Config& c) {
-  const int64_t q = c.q_size();
-  const int64_t kv = c.kv_size();
-  const int64_t hidden = c.hidden_size;
-  const int64_t width = c.intermediate_size;
-  matrices.push_back({MatrixRole::kEmbedding, 0, {{"model.embed_tokens.weight", c.vocab_size}}, hidden});
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string prefix = fmt::format("model.layers.{}.", i);
-    const std::string attention = prefix + "self_attn.";
-    const std::string mlp = prefix + "mlp.";
-    vectors.push_back({VectorRole::kInputNorm, i, {{prefix + "input_layernorm.weight", hidden}}});
-    matrices.push_back({MatrixRole::kQkv,
-                        i,
-                        {{attention + "q_proj.weight", q},
-                         {attention + "k_proj.weight", kv},
-                         {attention + "v_proj.weight", kv}},
-                        hidden});
-    vectors.push_back(
-        {VectorRole::kQkvBias,
-         i,
-         {{attention + "q_proj.bias", q}, {attention + "k_proj.bias", kv}, {attention + "v_proj.bias", kv}}});
-    matrices.push_back({MatrixRole::kAttentionOutput, i, {{attention + "o_proj.weight", hidden}}, q});
-    vectors.push_back(
-        {VectorRole::kPostAttentionNorm, i, {{prefix + "post_attention_layernorm.weight", hidden}}});
-    matrices.push_back({MatrixRole::kGateUp,
-                        i,
-                        {{mlp + "gate_proj.weight", width}, {mlp + "up_proj.weight", width}},
-                        hidden});
-    matrices.push_back({MatrixRole::kDown, i, {{mlp + "down_proj.weight", hidden}}, width});
+Inventory::Inventory(const Qwen2Config& config) {
+  for (const ModelTensor& tensor : model_tensors(config)) {
+    const bool first = tensor.first_row == 0;
+    const int64_t layer = tensor.layer.value_or(0);
+    if (const auto* role = std::get_if<MatrixRole>(&tensor.role)) {
+      if (first) matrices.push_back({*role, layer, {}, tensor.cols});
+      matrices.back().sources.push_back({tensor.name, tensor.rows});
+    } else {
+      if (first) vectors.push_back({std::get<VectorRole>(tensor.role), layer, {}});
+      vectors.back().sources.push_back({tensor.name, tensor.rows});
+    }
   }
-  vectors.push_back({VectorRole::kFinalNorm, 0, {{"model.norm.weight", hidden}}});
-  if (!c.tied_head) matrices.push_back({MatrixRole::kHead, 0, {{"lm_head.weight", c.vocab_size}}, hidden});
 }
 
 Result<std::optional<QuantizedFormat>> kept_format(const Checkpoint& checkpoint, const Precision& p,

@@ -1,11 +1,13 @@
-// Every tensor of a Qwen2 model: its name in the checkpoint, its shape and its role.
+// The matrices and vectors that a model computes with, and the form in which they are kept.
 #pragma once
 
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/architecture.h"
 #include "checkpoint/checkpoint.h"
 #include "model/qwen2_config.h"
 
@@ -23,9 +25,6 @@ struct Precision {
   // that the device has. An empty `head` follows the weights, but is int8 where they are int4.
   static Result<Precision> parse(std::string_view weights, std::string_view head, int64_t group);
 };
-
-enum class MatrixRole { kEmbedding, kQkv, kAttentionOutput, kGateUp, kDown, kHead };
-enum class VectorRole { kInputNorm, kQkvBias, kPostAttentionNorm, kFinalNorm };
 
 // A tensor of the checkpoint, as some rows of a matrix or some elements of a vector.
 struct TensorSource {
@@ -58,36 +57,52 @@ struct Inventory {
   explicit Inventory(const Qwen2Config& config);
 };
 
-// Where an entry goes: weights of any device have these members.
-template <class Weights>
-auto& matrix_of(Weights& w, const MatrixEntry& entry) {
-  if (entry.role == MatrixRole::kEmbedding) return w.embedding;
-  if (entry.role == MatrixRole::kHead) return w.head;
-  auto& layer = w.layers[static_cast<size_t>(entry.layer)];
-  switch (entry.role) {
+// Where a matrix or vector of a layer goes: layers of any device have these members.
+template <class Layer>
+auto& layer_matrix(Layer& layer, MatrixRole role) {
+  switch (role) {
     case MatrixRole::kQkv:
       return layer.qkv;
     case MatrixRole::kAttentionOutput:
       return layer.attention_output;
     case MatrixRole::kGateUp:
       return layer.gate_up;
-    default:
+    case MatrixRole::kDown:
       return layer.down;
+    case MatrixRole::kEmbedding:
+    case MatrixRole::kHead:
+      break;
   }
+  std::abort();  // not of a layer
+}
+
+template <class Layer>
+auto& layer_vector(Layer& layer, VectorRole role) {
+  switch (role) {
+    case VectorRole::kInputNorm:
+      return layer.input_norm;
+    case VectorRole::kPostAttentionNorm:
+      return layer.post_attention_norm;
+    case VectorRole::kQkvBias:
+      return layer.qkv_bias;
+    case VectorRole::kFinalNorm:
+      break;
+  }
+  std::abort();
+}
+
+// The same among the weights of a model.
+template <class Weights>
+auto& matrix_of(Weights& w, const MatrixEntry& entry) {
+  if (entry.role == MatrixRole::kEmbedding) return w.embedding;
+  if (entry.role == MatrixRole::kHead) return w.head;
+  return layer_matrix(w.layers[static_cast<size_t>(entry.layer)], entry.role);
 }
 
 template <class Weights>
-float*& vector_of(Weights& w, const VectorEntry& entry) {
+auto& vector_of(Weights& w, const VectorEntry& entry) {
   if (entry.role == VectorRole::kFinalNorm) return w.final_norm;
-  auto& layer = w.layers[static_cast<size_t>(entry.layer)];
-  switch (entry.role) {
-    case VectorRole::kInputNorm:
-      return layer.input_norm;
-    case VectorRole::kQkvBias:
-      return layer.qkv_bias;
-    default:
-      return layer.post_attention_norm;
-  }
+  return layer_vector(w.layers[static_cast<size_t>(entry.layer)], entry.role);
 }
 
 // The form in which a source is kept; nothing for 16 bits.

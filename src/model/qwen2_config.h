@@ -1,4 +1,4 @@
-// The architecture of a dense Qwen2 / Qwen2.5 model, from config.json.
+// The configuration of a dense Qwen2 / Qwen2.5 model, from config.json.
 #pragma once
 
 #include <cstdint>
@@ -6,27 +6,18 @@
 #include <vector>
 
 #include "base/error.h"
+#include "checkpoint/architecture.h"
 
 namespace qwen2 {
 
 using TokenId = int32_t;
 
-struct Qwen2Config {
-  int64_t vocab_size = 0;
-  int64_t hidden_size = 0;
-  int64_t intermediate_size = 0;
-  int64_t layers = 0;
-  int64_t heads = 0;
-  int64_t kv_heads = 0;
-  int64_t head_dim = 0;
+struct Qwen2Config : ModelSizes {
   int64_t max_position_embeddings = 0;
   float rms_norm_eps = 1e-6F;
   double rope_theta = 10000.0;
-  bool tied_head = false;
   std::vector<TokenId> eos_token_ids;
 
-  [[nodiscard]] int64_t q_size() const { return heads * head_dim; }
-  [[nodiscard]] int64_t kv_size() const { return kv_heads * head_dim; }
   [[nodiscard]] int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
   [[nodiscard]] int64_t group() const { return heads / kv_heads; }
 };

@@ -163,9 +163,8 @@ Result<size_t> weight_bytes(const Checkpoint& checkpoint, const Qwen2Config& con
 
 Result<Qwen2Weights> load_weights(const Checkpoint& checkpoint, const Qwen2Config& config,
                                   const Precision& precision, const cpu::Kernels& kernels) {
-  if (!config.tied_head && !checkpoint.has("lm_head.weight")) {
-    return fail(ErrorKind::kNotFound,
-                "tensor 'lm_head.weight' is missing and 'tie_word_embeddings' is false");
+  if (!config.tied_head && !checkpoint.has(kHeadName)) {
+    return fail(ErrorKind::kNotFound, "tensor '{}' is missing and 'tie_word_embeddings' is false", kHeadName);
   }
   QWEN2_TRY(const size_t bytes, weight_bytes(checkpoint, config, precision));
   QWEN2_TRY(auto storage, LargeBuffer::allocate(bytes, "the weights"));
