@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "base/units.h"
+#include "checkpoint/architecture.h"
 #include "checkpoint/gguf.h"
-#include "checkpoint/gguf_metadata.h"
 #include "quantize/model_writer.h"
 #include "quantize/rounding.h"
 #include "quantize/tensor_file.h"
@@ -201,30 +201,17 @@ Status add_tokenizer(Metadata& metadata, const TokenizerTexts& texts, const Qwen
   return {};
 }
 
-struct Tensor {
-  std::string name;  // Hugging Face's
-  int64_t rows, cols;
-  GgmlType type;  // kF32 for vectors, whose rows are 1
+struct Tensor : ModelTensor {
+  GgmlType type;  // kF32 for vectors
 };
 
-std::vector<Tensor> tensors_of(const Qwen2Config& c, int bits) {
+std::vector<Tensor> tensors_of(const Qwen2Config& config, int bits) {
   const GgmlType own = bits == 8 ? GgmlType::kQ8_0 : GgmlType::kQ4_0;
-  std::vector<Tensor> tensors{{"model.embed_tokens.weight", c.vocab_size, c.hidden_size, GgmlType::kQ8_0}};
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string prefix = layer_prefix(i);
-    const auto vector = [&](const char* name, int64_t size) {
-      tensors.push_back({prefix + name, 1, size, GgmlType::kF32});
-    };
-    vector("input_layernorm.weight", c.hidden_size);
-    for (const LinearModule& module : linear_modules(c))
-      tensors.push_back({prefix + module.name + ".weight", module.rows, module.cols, own});
-    vector("self_attn.q_proj.bias", c.q_size());
-    vector("self_attn.k_proj.bias", c.kv_size());
-    vector("self_attn.v_proj.bias", c.kv_size());
-    vector("post_attention_layernorm.weight", c.hidden_size);
+  std::vector<Tensor> tensors;
+  for (const ModelTensor& tensor : model_tensors(config)) {
+    const GgmlType matrix = tensor.layer ? own : GgmlType::kQ8_0;
+    tensors.push_back({tensor, tensor.is_matrix() ? matrix : GgmlType::kF32});
   }
-  tensors.push_back({"model.norm.weight", 1, c.hidden_size, GgmlType::kF32});
-  if (!c.tied_head) tensors.push_back({"lm_head.weight", c.vocab_size, c.hidden_size, GgmlType::kQ8_0});
   return tensors;
 }
 
@@ -245,10 +232,9 @@ Result<std::unique_ptr<TensorFile>> create_file(const fs::path& path, const Meta
   uint64_t offset = 0;
   for (const Tensor& tensor : tensors) {
     header.string(gguf_tensor_name(tensor.name));
-    const bool vector = tensor.type == GgmlType::kF32;
-    header.number(uint32_t{vector ? 1U : 2U});
-    header.number(static_cast<uint64_t>(tensor.cols));
-    if (!vector) header.number(static_cast<uint64_t>(tensor.rows));
+    header.number(uint32_t{tensor.is_matrix() ? 2U : 1U});
+    if (tensor.is_matrix()) header.number(static_cast<uint64_t>(tensor.cols));
+    header.number(static_cast<uint64_t>(tensor.rows));
     header.number(tensor.type);
     header.number(offset);
     places[tensor.name] = {offset, byte_size(tensor)};
@@ -282,26 +268,26 @@ Status write_matrix(const Checkpoint& checkpoint, const cpu::Kernels& kernels, c
                     TensorFile& file) {
   const int bits = tensor.type == GgmlType::kQ8_0 ? 8 : 4;
   const uint64_t row_bytes = byte_size(tensor) / static_cast<uint64_t>(tensor.rows);
-  return visit_rows(checkpoint, tensor.name, tensor.rows, tensor.cols, [&](int64_t row, const float* values) {
+  return visit_rows(checkpoint, tensor, [&](int64_t row, const float* values) {
     const GroupedWeights rounded = round_symmetric(kernels, values, 1, tensor.cols, bits, kGgufGroup);
     return file.write(tensor.name, static_cast<uint64_t>(row) * row_bytes, pack_blocks(rounded));
   });
 }
 
 Status write_vector(const Checkpoint& checkpoint, const Tensor& tensor, TensorFile& file) {
-  std::vector<float> values(static_cast<size_t>(tensor.cols));
-  QWEN2_CHECK(checkpoint.load_vector(tensor.name, tensor.cols, values.data()));
+  std::vector<float> values(static_cast<size_t>(tensor.rows));
+  QWEN2_CHECK(checkpoint.load_vector(tensor.name, tensor.rows, values.data()));
   return file.write(tensor.name, 0, std::as_bytes(std::span(values)));
 }
 
 Status check_tensors(const Checkpoint& checkpoint, std::span<const Tensor> tensors) {
   for (const Tensor& tensor : tensors) {
-    if (tensor.type == GgmlType::kF32) continue;
+    if (!tensor.is_matrix()) continue;
     if (tensor.cols % kGgufGroup != 0) {
       return fail(ErrorKind::kUnsupported, "tensor '{}' has {} columns; GGUF's blocks need a multiple of {}",
                   tensor.name, tensor.cols, kGgufGroup);
     }
-    QWEN2_CHECK(check_plain(checkpoint, tensor.name, tensor.rows, tensor.cols));
+    QWEN2_CHECK(check_plain(checkpoint, tensor));
   }
   return {};
 }
@@ -322,12 +308,12 @@ Status write_gguf(const GgufJob& job) {
   if (!job.tokenizer.tokenizer_json.empty()) QWEN2_CHECK(add_tokenizer(metadata, job.tokenizer, config));
   QWEN2_TRY(const auto file, create_file(job.output, metadata, tensors));
   const cpu::Kernels& kernels = cpu::kernels_for(cpu::detect_isa());
-  int64_t done = 0;
-  for (const Tensor& tensor : tensors) {
-    QWEN2_CHECK(tensor.type == GgmlType::kF32 ? write_vector(job.checkpoint, tensor, *file)
-                                              : write_matrix(job.checkpoint, kernels, tensor, *file));
-    if (tensor.name.ends_with("post_attention_layernorm.weight") && job.progress)
-      job.progress(++done, config.layers);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const Tensor& tensor = tensors[i];
+    QWEN2_CHECK(tensor.is_matrix() ? write_matrix(job.checkpoint, kernels, tensor, *file)
+                                   : write_vector(job.checkpoint, tensor, *file));
+    const bool ends_layer = i + 1 == tensors.size() || tensors[i + 1].layer != tensor.layer;
+    if (job.progress && tensor.layer && ends_layer) job.progress(*tensor.layer + 1, config.layers);
   }
   return file->finish();
 }

@@ -104,7 +104,7 @@ Status LayerForward::load_embeddings(const Checkpoint& checkpoint,
       uses[token].push_back(next++);
     }
   }
-  return read_expanded(checkpoint, "model.embed_tokens.weight", config_.vocab_size, config_.hidden_size,
+  return read_expanded(checkpoint, kEmbeddingName, config_.vocab_size, config_.hidden_size,
                        [&](int64_t row, const float* values) {
                          const auto found = uses.find(row);
                          if (found == uses.end()) return;

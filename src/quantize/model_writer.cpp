@@ -1,9 +1,11 @@
 #include "quantize/model_writer.h"
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <mutex>
 #include <optional>
 
+#include "model/inventory.h"
 #include "quantize/packing.h"
 
 namespace qwen2::quantize {
@@ -16,8 +18,13 @@ std::string_view safetensors_dtype(DType type) {
   return type == DType::kF16 ? "F16" : "BF16";
 }
 
-void add_module(std::vector<TensorSpec>& specs, const std::string& name, const LinearModule& m,
-                const QuantizeOptions& options) {
+// Of "NAME.weight".
+std::string module_name(const ModelTensor& matrix) {
+  return matrix.name.substr(0, matrix.name.rfind('.'));
+}
+
+void add_module(std::vector<TensorSpec>& specs, const ModelTensor& m, const QuantizeOptions& options) {
+  const std::string name = module_name(m);
   const int64_t per = 32 / options.bits;
   const int64_t groups = m.cols / options.group;
   if (options.method == Method::kAwq) {
@@ -31,22 +38,30 @@ void add_module(std::vector<TensorSpec>& specs, const std::string& name, const L
   specs.push_back({name + ".scales", "F16", {groups, m.rows}});
 }
 
-std::vector<TensorSpec> specs_of(const Qwen2Config& c, const QuantizeOptions& options, DType stored) {
+// Layer by layer; within one, matrices, norms and biases in the order of their roles.
+std::vector<ModelTensor> in_file_order(const Qwen2Config& config) {
+  std::vector<ModelTensor> tensors = model_tensors(config);
+  for (auto first = tensors.begin(); first != tensors.end();) {
+    const auto last = std::find_if(first, tensors.end(),
+                                   [&](const ModelTensor& tensor) { return tensor.layer != first->layer; });
+    if (first->layer) std::ranges::stable_sort(first, last, {}, &ModelTensor::role);
+    first = last;
+  }
+  return tensors;
+}
+
+std::vector<TensorSpec> specs_of(const Qwen2Config& config, const QuantizeOptions& options, DType stored) {
   const std::string dtype(safetensors_dtype(stored));
   std::vector<TensorSpec> specs;
-  specs.push_back({"model.embed_tokens.weight", dtype, {c.vocab_size, c.hidden_size}});
-  for (int64_t i = 0; i < c.layers; ++i) {
-    const std::string prefix = layer_prefix(i);
-    for (const LinearModule& module : linear_modules(c))
-      add_module(specs, prefix + module.name, module, options);
-    specs.push_back({prefix + "input_layernorm.weight", dtype, {c.hidden_size}});
-    specs.push_back({prefix + "post_attention_layernorm.weight", dtype, {c.hidden_size}});
-    specs.push_back({prefix + "self_attn.q_proj.bias", dtype, {c.q_size()}});
-    specs.push_back({prefix + "self_attn.k_proj.bias", dtype, {c.kv_size()}});
-    specs.push_back({prefix + "self_attn.v_proj.bias", dtype, {c.kv_size()}});
+  for (const ModelTensor& tensor : in_file_order(config)) {
+    if (tensor.is_layer_matrix()) {
+      add_module(specs, tensor, options);
+    } else if (tensor.is_matrix()) {
+      specs.push_back({tensor.name, dtype, {tensor.rows, tensor.cols}});
+    } else {
+      specs.push_back({tensor.name, dtype, {tensor.rows}});
+    }
   }
-  specs.push_back({"model.norm.weight", dtype, {c.hidden_size}});
-  if (!c.tied_head) specs.push_back({"lm_head.weight", dtype, {c.vocab_size, c.hidden_size}});
   return specs;
 }
 
@@ -79,40 +94,27 @@ std::span<const std::byte> bytes_of(const std::vector<T>& values) {
 
 }  // namespace
 
-std::array<LinearModule, 7> linear_modules(const Qwen2Config& c) {
-  return {{{"self_attn.q_proj", c.q_size(), c.hidden_size},
-           {"self_attn.k_proj", c.kv_size(), c.hidden_size},
-           {"self_attn.v_proj", c.kv_size(), c.hidden_size},
-           {"self_attn.o_proj", c.hidden_size, c.q_size()},
-           {"mlp.gate_proj", c.intermediate_size, c.hidden_size},
-           {"mlp.up_proj", c.intermediate_size, c.hidden_size},
-           {"mlp.down_proj", c.hidden_size, c.intermediate_size}}};
-}
-
-Status visit_rows(const Checkpoint& checkpoint, std::string_view name, int64_t rows, int64_t cols,
+Status visit_rows(const Checkpoint& checkpoint, const ModelTensor& matrix,
                   const std::function<Status(int64_t row, const float* values)>& visit) {
   std::mutex mutex;
   std::optional<Error> first_error;
-  QWEN2_CHECK(read_expanded(checkpoint, name, rows, cols, [&](int64_t row, const float* values) {
-    const Status status = visit(row, values);
-    if (status) return;
-    const std::lock_guard lock(mutex);
-    if (!first_error) first_error = status.error();
-  }));
+  QWEN2_CHECK(
+      read_expanded(checkpoint, matrix.name, matrix.rows, matrix.cols, [&](int64_t row, const float* values) {
+        const Status status = visit(row, values);
+        if (status) return;
+        const std::lock_guard lock(mutex);
+        if (!first_error) first_error = status.error();
+      }));
   if (first_error) return std::unexpected(*std::move(first_error));
   return {};
 }
 
-Status check_plain(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t cols) {
-  QWEN2_TRY(const auto format, checkpoint.matrix_format(name, rows, cols));
+Status check_plain(const Checkpoint& checkpoint, const ModelTensor& matrix) {
+  QWEN2_TRY(const auto format, checkpoint.matrix_format(matrix.name, matrix.rows, matrix.cols));
   if (!format) return {};
   return fail(ErrorKind::kInvalidArgument,
-              "tensor '{}' is quantised to {} bits already; a model in 16 or 32 bits was expected", name,
-              format->bits);
-}
-
-std::string layer_prefix(int64_t index) {
-  return fmt::format("model.layers.{}.", index);
+              "tensor '{}' is quantised to {} bits already; a model in 16 or 32 bits was expected",
+              matrix.name, format->bits);
 }
 
 Result<DType> stored_dtype(std::string_view config_json) {
@@ -160,20 +162,20 @@ Status ModelWriter::write_floats(std::string_view name, int64_t offset, std::spa
   return file_->write(name, start, bytes_of(halves));
 }
 
-Status ModelWriter::write_matrix(const Checkpoint& checkpoint, std::string_view name, int64_t rows,
-                                 int64_t cols) {
-  return visit_rows(checkpoint, name, rows, cols, [&](int64_t row, const float* values) {
-    return write_floats(name, row * cols, {values, static_cast<size_t>(cols)});
-  });
-}
-
 Status ModelWriter::write_unquantized(const Checkpoint& checkpoint) {
-  QWEN2_CHECK(write_matrix(checkpoint, "model.embed_tokens.weight", config_.vocab_size, config_.hidden_size));
-  std::vector<float> norm(static_cast<size_t>(config_.hidden_size));
-  QWEN2_CHECK(checkpoint.load_vector("model.norm.weight", config_.hidden_size, norm.data()));
-  QWEN2_CHECK(write_floats("model.norm.weight", 0, norm));
-  if (config_.tied_head) return {};
-  return write_matrix(checkpoint, "lm_head.weight", config_.vocab_size, config_.hidden_size);
+  for (const ModelTensor& tensor : model_tensors(config_)) {
+    if (tensor.layer) continue;
+    if (tensor.is_matrix()) {
+      QWEN2_CHECK(visit_rows(checkpoint, tensor, [&](int64_t row, const float* values) {
+        return write_floats(tensor.name, row * tensor.cols, {values, static_cast<size_t>(tensor.cols)});
+      }));
+    } else {
+      std::vector<float> values(static_cast<size_t>(tensor.rows));
+      QWEN2_CHECK(checkpoint.load_vector(tensor.name, tensor.rows, values.data()));
+      QWEN2_CHECK(write_floats(tensor.name, 0, values));
+    }
+  }
+  return {};
 }
 
 Status ModelWriter::write_module(const std::string& name, const GroupedWeights& w, int64_t first,
@@ -187,25 +189,18 @@ Status ModelWriter::write_module(const std::string& name, const GroupedWeights& 
 }
 
 Status ModelWriter::write_layer(int64_t index, const FloatLayer& layer, const RoundedLayer& rounded) {
-  const std::string prefix = layer_prefix(index);
-  const std::span bias(layer.qkv_bias);
-  int64_t first = 0;
-  for (const auto& [name, rows] :
-       {std::pair("q_proj", config_.q_size()), std::pair("k_proj", config_.kv_size()),
-        std::pair("v_proj", config_.kv_size())}) {
-    const std::string module = prefix + "self_attn." + name;
-    QWEN2_CHECK(write_module(module, rounded.qkv, first, rows));
-    QWEN2_CHECK(write_floats(module + ".bias", 0,
-                             bias.subspan(static_cast<size_t>(first), static_cast<size_t>(rows))));
-    first += rows;
+  for (const ModelTensor& tensor : layer_tensors(config_, index)) {
+    if (const auto* role = std::get_if<MatrixRole>(&tensor.role)) {
+      QWEN2_CHECK(
+          write_module(module_name(tensor), layer_matrix(rounded, *role), tensor.first_row, tensor.rows));
+    } else {
+      const std::span values(layer_vector(layer, std::get<VectorRole>(tensor.role)));
+      QWEN2_CHECK(write_floats(
+          tensor.name, 0,
+          values.subspan(static_cast<size_t>(tensor.first_row), static_cast<size_t>(tensor.rows))));
+    }
   }
-  const int64_t width = config_.intermediate_size;
-  QWEN2_CHECK(write_module(prefix + "self_attn.o_proj", rounded.attention_output, 0, config_.hidden_size));
-  QWEN2_CHECK(write_module(prefix + "mlp.gate_proj", rounded.gate_up, 0, width));
-  QWEN2_CHECK(write_module(prefix + "mlp.up_proj", rounded.gate_up, width, width));
-  QWEN2_CHECK(write_module(prefix + "mlp.down_proj", rounded.down, 0, config_.hidden_size));
-  QWEN2_CHECK(write_floats(prefix + "input_layernorm.weight", 0, layer.input_norm));
-  return write_floats(prefix + "post_attention_layernorm.weight", 0, layer.post_attention_norm);
+  return {};
 }
 
 }  // namespace qwen2::quantize

@@ -1,7 +1,6 @@
 // The model.safetensors and config.json of a quantised model, in the layout that Transformers and vLLM read.
 #pragma once
 
-#include <array>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -9,6 +8,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "checkpoint/architecture.h"
 #include "checkpoint/checkpoint.h"
 #include "model/qwen2_config.h"
 #include "quantize/layer_rounding.h"
@@ -28,7 +28,7 @@ class ModelWriter {
   static Result<std::unique_ptr<ModelWriter>> create(const std::filesystem::path& path,
                                                      const Qwen2Config& config,
                                                      const QuantizeOptions& options, DType stored);
-  // The embedding, the last norm, and the head where it is not tied.
+  // The tensors that are not in a layer.
   Status write_unquantized(const Checkpoint& checkpoint);
   Status write_layer(int64_t index, const FloatLayer& layer, const RoundedLayer& rounded);
   Status finish() { return file_->finish(); }
@@ -38,7 +38,6 @@ class ModelWriter {
   ModelWriter(const Qwen2Config& config, const QuantizeOptions& options, DType stored)
       : config_(config), options_(options), stored_(stored) {}
   Status write_floats(std::string_view name, int64_t offset, std::span<const float> values);
-  Status write_matrix(const Checkpoint& checkpoint, std::string_view name, int64_t rows, int64_t cols);
   Status write_module(const std::string& name, const GroupedWeights& w, int64_t first, int64_t count);
 
   Qwen2Config config_;
@@ -47,21 +46,11 @@ class ModelWriter {
   std::unique_ptr<TensorFile> file_;
 };
 
-// What of a layer is quantised: the modules' names behind layer_prefix(), and their shapes.
-struct LinearModule {
-  const char* name;
-  int64_t rows, cols;
-};
-std::array<LinearModule, 7> linear_modules(const Qwen2Config& config);
-
 // Calls `visit` with each row of a matrix in float, on several threads; returns the first error.
-Status visit_rows(const Checkpoint& checkpoint, std::string_view name, int64_t rows, int64_t cols,
+Status visit_rows(const Checkpoint& checkpoint, const ModelTensor& matrix,
                   const std::function<Status(int64_t row, const float* values)>& visit);
 
 // An error that says so where a matrix is quantised already.
-Status check_plain(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t cols);
-
-// "model.layers.INDEX.".
-std::string layer_prefix(int64_t index);
+Status check_plain(const Checkpoint& checkpoint, const ModelTensor& matrix);
 
 }  // namespace qwen2::quantize

@@ -5,19 +5,14 @@
 #include <optional>
 
 #include "base/memory.h"
+#include "checkpoint/architecture.h"
+#include "model/inventory.h"
 #include "quantize/model_writer.h"
 
 namespace qwen2::quantize {
 namespace {
 
 namespace fs = std::filesystem;
-
-Status read_rows(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t cols,
-                 float* out) {
-  return read_expanded(checkpoint, name, rows, cols, [&](int64_t row, const float* values) {
-    std::copy_n(values, cols, out + row * cols);
-  });
-}
 
 Status make_folder(const fs::path& output) {
   std::error_code code;
@@ -57,48 +52,37 @@ Status check_options(const QuantizeOptions& options) {
 
 }  // namespace
 
-Status read_layer(const Checkpoint& checkpoint, const Qwen2Config& c, int64_t index, FloatLayer& layer) {
-  const std::string prefix = layer_prefix(index);
-  const auto modules = linear_modules(c);
-  const std::array<float*, 7> targets{layer.qkv.as<float>(),
-                                      layer.qkv.as<float>() + c.q_size() * c.hidden_size,
-                                      layer.qkv.as<float>() + (c.q_size() + c.kv_size()) * c.hidden_size,
-                                      layer.attention_output.as<float>(),
-                                      layer.gate_up.as<float>(),
-                                      layer.gate_up.as<float>() + c.intermediate_size * c.hidden_size,
-                                      layer.down.as<float>()};
-  for (size_t i = 0; i < modules.size(); ++i) {
-    const auto& [name, rows, cols] = modules[i];
-    QWEN2_CHECK(read_rows(checkpoint, prefix + name + ".weight", rows, cols, targets[i]));
+Status read_layer(const Checkpoint& checkpoint, const Qwen2Config& config, int64_t index, FloatLayer& layer) {
+  for (const ModelTensor& tensor : layer_tensors(config, index)) {
+    if (const auto* role = std::get_if<MatrixRole>(&tensor.role)) {
+      float* out = layer_matrix(layer, *role).as<float>() + tensor.first_row * tensor.cols;
+      QWEN2_CHECK(read_expanded(checkpoint, tensor.name, tensor.rows, tensor.cols,
+                                [&](int64_t row, const float* values) {
+                                  std::copy_n(values, tensor.cols, out + row * tensor.cols);
+                                }));
+    } else {
+      float* out = layer_vector(layer, std::get<VectorRole>(tensor.role)).data() + tensor.first_row;
+      QWEN2_CHECK(checkpoint.load_vector(tensor.name, tensor.rows, out));
+    }
   }
-  float* bias = layer.qkv_bias.data();
-  QWEN2_CHECK(checkpoint.load_vector(prefix + "self_attn.q_proj.bias", c.q_size(), bias));
-  QWEN2_CHECK(checkpoint.load_vector(prefix + "self_attn.k_proj.bias", c.kv_size(), bias + c.q_size()));
-  QWEN2_CHECK(
-      checkpoint.load_vector(prefix + "self_attn.v_proj.bias", c.kv_size(), bias + c.q_size() + c.kv_size()));
-  QWEN2_CHECK(
-      checkpoint.load_vector(prefix + "input_layernorm.weight", c.hidden_size, layer.input_norm.data()));
-  return checkpoint.load_vector(prefix + "post_attention_layernorm.weight", c.hidden_size,
-                                layer.post_attention_norm.data());
+  return {};
 }
 
 Status check_quantizable(const Checkpoint& checkpoint, const Qwen2Config& config,
                          const QuantizeOptions& options) {
   QWEN2_CHECK(check_options(options));
-  for (int64_t i = 0; i < config.layers; ++i) {
-    for (const LinearModule& part : linear_modules(config)) {
-      const std::string name = layer_prefix(i) + part.name + ".weight";
-      if (part.cols % options.group != 0) {
-        return fail(ErrorKind::kInvalidArgument,
-                    "--group-size is {}, which does not divide the {} columns of '{}'", options.group,
-                    part.cols, name);
-      }
-      if (part.rows % 8 != 0) {
-        return fail(ErrorKind::kUnsupported, "tensor '{}' has {} rows; a multiple of 8 was expected", name,
-                    part.rows);
-      }
-      QWEN2_CHECK(check_plain(checkpoint, name, part.rows, part.cols));
+  for (const ModelTensor& tensor : model_tensors(config)) {
+    if (!tensor.is_layer_matrix()) continue;
+    if (tensor.cols % options.group != 0) {
+      return fail(ErrorKind::kInvalidArgument,
+                  "--group-size is {}, which does not divide the {} columns of '{}'", options.group,
+                  tensor.cols, tensor.name);
     }
+    if (tensor.rows % 8 != 0) {
+      return fail(ErrorKind::kUnsupported, "tensor '{}' has {} rows; a multiple of 8 was expected",
+                  tensor.name, tensor.rows);
+    }
+    QWEN2_CHECK(check_plain(checkpoint, tensor));
   }
   return {};
 }
@@ -106,7 +90,9 @@ Status check_quantizable(const Checkpoint& checkpoint, const Qwen2Config& config
 uint64_t peak_bytes(const Qwen2Config& c, const QuantizeOptions& options,
                     std::span<const std::vector<TokenId>> calibration) {
   uint64_t weights = 0;
-  for (const LinearModule& part : linear_modules(c)) weights += static_cast<uint64_t>(part.rows * part.cols);
+  for (const ModelTensor& tensor : layer_tensors(c, 0)) {
+    if (tensor.is_matrix()) weights += static_cast<uint64_t>(tensor.rows * tensor.cols);
+  }
   // In float, a byte a code, and the words that are written.
   uint64_t bytes = weights * (sizeof(float) + 1) + weights / 2;
   if (options.method == Method::kRtn) return bytes;
