@@ -29,7 +29,7 @@ struct ModelSizes {
 enum class MatrixRole { kEmbedding, kQkv, kAttentionOutput, kGateUp, kDown, kHead };
 enum class VectorRole { kInputNorm, kPostAttentionNorm, kQkvBias, kFinalNorm };
 
-// Hugging Face's names of tensors that are also asked for one by one.
+// Hugging Face names that code also uses by themselves.
 constexpr std::string_view kEmbeddingName = "model.embed_tokens.weight";
 constexpr std::string_view kHeadName = "lm_head.weight";
 
@@ -52,7 +52,7 @@ std::vector<ModelTensor> model_tensors(const ModelSizes& sizes);
 // Those of one layer.
 std::vector<ModelTensor> layer_tensors(const ModelSizes& sizes, int64_t layer);
 
-// GGUF's name of a tensor that Hugging Face names so, such as "blk.3.attn_q.weight"; empty for a name that
+// The GGUF name of the tensor with this Hugging Face name, such as "blk.3.attn_q.weight"; empty for a name that
 // Qwen2 does not have.
 std::string gguf_tensor_name(std::string_view name);
 

@@ -28,10 +28,11 @@ struct Sequence : std::enable_shared_from_this<Sequence> {
 
   GenerationRequest request;
   std::vector<TokenId> tokens;  // prompt and answer
-  int64_t computed = 0;         // tokens whose K and V are in the cache, or will be after the steps begun
-  int64_t pending = 0;          // tokens that steps begun will sample: 0 or 1
-  int64_t place = 0;            // of that token among those of its step
-  bool ended = false;           // whatever is still sampled for it is dropped
+  int64_t computed =
+      0;                // tokens whose K and V are in the cache, or will be when the steps in flight are done
+  int64_t pending = 0;  // tokens that steps begun will sample: 0 or 1
+  int64_t place = 0;    // index of that token among those that its step samples
+  bool ended = false;   // whatever is still sampled for it is dropped
   PageLease pages;
   Sampler sampler;
   std::optional<StreamDecoder> decoder;  // none for a model without a tokeniser
@@ -53,7 +54,7 @@ struct StepItem {
   Sequence* sequence;
   int64_t count;  // tokens from sequence->computed on
 
-  // Whether a token is sampled after this step, which has not begun.
+  // Whether this step, which has not begun, samples a token for the sequence.
   [[nodiscard]] bool samples() const {
     return sequence->computed + count == static_cast<int64_t>(sequence->tokens.size()) + sequence->pending;
   }

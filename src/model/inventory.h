@@ -13,9 +13,9 @@
 
 namespace qwen2 {
 
-// How matrices are kept. Bits: 16 is bf16 on the CPU and fp16 on a GPU, 0 is what the checkpoint has (16 bits
-// for its 16 and 32 bits); 8 and 4 are quantised when loaded: symmetric, to the nearest code, with the scale
-// of each group chosen for the least squared error.
+// How matrices are kept. `bits` 16: bf16 on the CPU, fp16 on a GPU. 0: as in the checkpoint, whose 16 and 32
+// bits become 16. 8 or 4: quantised on load, symmetric, to the nearest code, with the scale of each group
+// chosen for the least squared error.
 struct Precision {
   int bits = 0;
   int head_bits = 0;    // embedding and head: a scale for each row at 8 bits

@@ -19,7 +19,7 @@
 
 namespace qwen2 {
 
-// Chunks of up to so many tokens run as rows beside those that decode, so that the weights are read once
+// Chunks of up to this many tokens run as rows beside those that decode, so that the weights are read once
 // for all.
 constexpr int64_t kShortChunk = 16;
 // Graphs are recorded for these numbers of attention splits; a step uses the first that covers its longest
@@ -77,7 +77,7 @@ class CudaBackend final : public Backend {
   [[nodiscard]] cuda::EmbedArgs embedding(int64_t rows, float* hidden) const;
   void write_samples(const Group& group, std::span<Sampler* const> samplers, cuda::SampleRow* samples,
                      uint32_t* words, int32_t& word) const;
-  // The place of the first token of a step among all; two steps are in flight.
+  // Index of a step's first token in the token buffers, which two steps use in turn.
   [[nodiscard]] int64_t token_place(int64_t step) const { return step % 2 * plan_.limits.max_num_seqs; }
   void enqueue_sampling(const Group& group, std::span<Sampler* const> samplers) const;
   [[nodiscard]] cuda::SampleArgs sample_args(int count) const;
@@ -93,7 +93,8 @@ class CudaBackend final : public Backend {
   // In layers.cpp.
   void enqueue_rows(int count, int max_splits) const;
   void enqueue_layer(int layer, int count, int max_splits, int& current) const;
-  // The arguments of a layer's stages. They launch the kernels that make an input for several rows.
+  // These make the arguments of a layer's stages. For several rows they also launch the norm or repacking
+  // that makes the input, so the order of calls matters.
   [[nodiscard]] std::vector<cuda::LayerArgs> layers_of_a_row() const;
   [[nodiscard]] uint32_t* layers_arrived() const { return w_.row_max + config_.layers * cuda::kMaxRows; }
   [[nodiscard]] cuda::ProductArgs qkv_product(int layer, int count, int max_splits, int& current) const;

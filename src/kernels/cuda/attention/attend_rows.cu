@@ -11,7 +11,7 @@
 namespace qwen2::cuda {
 namespace {
 
-// Up to so many rows, each head of a short row is a block. With more rows the blocks would not be resident
+// Up to this many rows, each head of a short row is a block. With more rows the blocks would not be resident
 // together.
 constexpr int kFewRows = 4;
 

@@ -31,8 +31,9 @@ constexpr int warp_bytes(int heads) {
 template <int dim>
 constexpr int kQueryBytes = dim / 16 * kWarp * 16;
 
-// A factor of weights times the scales of 8-bit values. The scales are at most 65504 / 127, so this is the
-// largest power of two without overflow of fp16, and keeps small weights far from its smallest numbers.
+// With 8-bit values, softmax weights are multiplied by the values' scales before rounding to fp16. This
+// factor keeps the products away from fp16's smallest numbers. Scales are at most 65504 / 127, so 64 is the
+// largest power of two that cannot overflow.
 template <int bits>
 constexpr float kWeightScale = bits == 8 ? 64 : 1;
 
@@ -122,7 +123,7 @@ __device__ __forceinline__ void add_bias(const RowAttentionArgs& a, const KvSpli
   }
 }
 
-// A warp's running softmax, of head lane / 4.
+// A lane's running softmax, of head lane / 4.
 template <int eights>
 struct RunningSums {
   float maximum = -INFINITY;

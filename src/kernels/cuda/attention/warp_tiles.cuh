@@ -6,8 +6,8 @@
 
 namespace qwen2::cuda {
 
-// With eight warps, blocks of the kernels before and after fit beside a block. A depth of zero (see Tiles)
-// has no overlapping kernels, so it takes twelve warps.
+// Eight warps leave room for blocks of the neighbouring kernels. At depth zero (see Tiles) kernels do not
+// overlap, so a block has twelve.
 template <int depth>
 constexpr int kWarps = depth > 0 ? 8 : 12;
 template <int depth>
@@ -40,8 +40,8 @@ class Tiles {
   [[nodiscard]] __device__ __forceinline__ int count(int tile) const {
     return max(0, min(kTileKeys, kv_.keys - tile * kTileKeys));
   }
-  // Issues the first tiles, before the wait as far as their keys are older than the step, and the rest
-  // after it.
+  // start_older(), before the wait, issues those of the first tiles whose keys are all older than the step;
+  // start_rest(), after it, the others.
   __device__ __forceinline__ void start_older(int older) { start_all(older - kv_.first_key); }
   __device__ __forceinline__ void start_rest() { start_all(kv_.keys); }
   // Waits for the keys (what = 0) or values (1) of a tile and returns their address.

@@ -34,7 +34,7 @@ class GridBarrier {
     __syncthreads();
     if (threadIdx.x == arriving_thread) arrive(count_);
   }
-  // So many blocks arrive before the next wait() returns.
+  // This many blocks arrive before the next wait() returns.
   __device__ __forceinline__ void expect(int blocks) { target_ += blocks; }
 
  private:

@@ -1,12 +1,13 @@
 // How weights, activations and the KV cache lie in device memory. Plain C++: memory is planned without CUDA.
 //
 // Weight matrices W [rows, cols], y = W x:
-// - A chunk is 64 bytes of a row: 32 columns of fp16, 64 of 8-bit codes, 128 of 4-bit codes. A chunk is zero
-//   beyond `cols`, and so must the activations be there.
+// - A chunk is 64 bytes of a row: 32 columns of fp16, 64 of 8-bit codes, 128 of 4-bit codes. Beyond `cols` a
+//   chunk is zero, and the activations must be zero there too.
 // - fp16 is row-major, as cuBLASLt reads it.
 // - Codes lie by tile of 16 rows, then chunk, then row. A warp loads 1 KB of consecutive bytes, which is
 //   faster than 16 separate pieces.
-// - Lane t of four reads bytes [16 t, 16 t + 16) of a chunk: its operands of the tensor core instructions.
+// - Four lanes share a row: lane t = lane % 4 reads bytes [16 t, 16 t + 16) of a chunk, its operands of the
+//   tensor core instructions.
 //     fp16:   columns 8 t .. 8 t + 7
 //     8 bits: byte 4 j + i is column 16 j + 4 t + i
 //     4 bits: its low four bits are column 16 j + 4 t + i, its high ones column 64 + 16 j + 4 t + i
@@ -106,9 +107,9 @@ constexpr bool uses_split_int8(const DeviceMatrix& w) {
 // Neighbouring split int8 activations that share a scale.
 constexpr int kActivationGroup = 128;
 
-// The stored position of activation `col` for products of fp16 activations with codes. Lane t then reads its
-// operands of two instructions as 16 consecutive bytes, and of four neighbours the even ones come first:
-// columns 32 j + 16 s + 4 t + 2 i + h lie at 32 j + 8 t + 4 s + 2 h + i.
+// Where fp16 activation `col` is stored for products with codes. The order lets lane t read its operands of
+// two instructions as 16 consecutive bytes; of four neighbours, the even columns come first: columns 32 j +
+// 16 s + 4 t + 2 i + h lie at 32 j + 8 t + 4 s + 2 h + i.
 constexpr int lane_column(int col) {
   return col / 32 * 32 + col % 16 / 4 * 8 + col % 32 / 16 * 4 + col % 2 * 2 + col % 4 / 2;
 }

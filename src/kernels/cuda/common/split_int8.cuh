@@ -10,10 +10,6 @@
 
 namespace qwen2::cuda {
 
-// Whether a product is made in integers, otherwise in fp16. `fine`: not uses_split_int8().
-template <MatrixForm form, bool fine>
-constexpr bool kUsesSplitInt8 = form != MatrixForm::kF16 && !fine;
-
 constexpr float kSplitInt8Limit = 127 * 256;
 static_assert(kActivationGroup == 4 * kWarp);  // four activations a lane
 

@@ -1,10 +1,10 @@
 // One row through all layers in one kernel, below sm_80.
 //
 // Each multiprocessor has one block, which takes some tiles of every product. Between two stages all blocks
-// wait at a grid barrier. While a block waits it does what a kernel of its own could not do before its
-// predecessor ends: it loads weights and computes addresses. Attention takes one head in each of some
-// blocks, between two products. Splits and reductions are those of the single kernels, so the results are
-// the same, bit by bit.
+// wait at a grid barrier. While a block waits, it loads weights and computes addresses for the next stage.
+// Attention runs between QKV and output, one query head a block, on the last blocks of the grid; with fewer
+// blocks than heads, blocks take several. Splits and reductions are those of the single kernels, so the
+// results are the same, bit by bit.
 #include "kernels/cuda/layers/layers.h"
 
 #include <algorithm>
@@ -23,8 +23,8 @@ static_assert(kMaxWarps == kAttendingWarps && kBlockThreads == kNormThreads);
 
 enum Stage : int { kQkv, kOutput, kGateUp, kDown, kStages };
 
-// How a product is distributed: block b takes split b % split_k of the columns, and of its tiles those of the
-// teams b / split_k.
+// How a product is distributed. Block b computes split b % split_k of the columns. Among that split's
+// blocks it is number b / split_k, which selects its tiles.
 struct StageShape {
   int chunks_per_split;
   int blocks;
@@ -52,7 +52,7 @@ struct StagePrefetch {
   static constexpr int one_by_one = form_bits(form) == 4 ? 1 : 0;
 };
 
-// While some blocks attend, the others prefetch gate and up's first weights to L2: so many bytes a team,
+// While some blocks attend, the others prefetch gate and up's first weights to L2: this many bytes a team,
 // but at most a quarter of the cache in all. They start after a delay in nanoseconds, because keys and
 // values are loaded from the same memory.
 constexpr int kL2PrefetchBytes = 24 * 1024;
@@ -119,7 +119,7 @@ __device__ __forceinline__ void attend(const RowAttentionArgs& a, uint4* memory,
 template <MatrixForm form>
 class StageProduct {
  public:
-  static constexpr bool split_int8 = kUsesSplitInt8<form, false>;
+  static constexpr bool split_int8 = form != MatrixForm::kF16;
   using WarpRing = RegisterRing<form, split_int8, StagePrefetch<form>::slots>;
 
   __device__ __forceinline__ StageProduct(const ProductArgs& a, const StageShape& shape,
@@ -159,7 +159,7 @@ class StageProduct {
     const int begin = split_ * shape_.chunks_per_split * chunk_columns(form);
     const int end_padded = min((split_ + 1) * shape_.chunks_per_split, a_.w.chunks()) * chunk_columns(form);
     const StagedRow row = staged_row(memory, begin, shape_.chunks_per_split * chunk_columns(form));
-    const StagedRowWriter<form, false> writer(row);
+    const StagedRowWriter<form, split_int8> writer(row);
     if (threadIdx.x == 0) shared.block_max = 0;
     if constexpr (!split_int8) {  // zeros beyond the columns, in the last chunk
 #pragma unroll 1
@@ -168,11 +168,11 @@ class StageProduct {
     }
     if (a_.input.hidden != nullptr) {
       state_.norm = {shared.scratch, __frcp_rn(static_cast<float>(a_.w.cols)), a_.input.epsilon};
-      const NormedRow<form, false> input(a_.input, a_.w.cols);
+      const NormedRow<form, split_int8> input(a_.input, a_.w.cols);
       barrier.wait();
       input.stage(writer, state_.norm.inverse, state_.norm.epsilon, shared.scratch);
     } else {
-      const PlainRow<form, false, 2> input(a_.input, begin, min(end_padded, a_.w.cols));
+      const PlainRow<form, split_int8, 2> input(a_.input, begin, min(end_padded, a_.w.cols));
       barrier.wait();
       state_.factor = input.stage(writer, a_.input.row_max);
     }
@@ -189,7 +189,7 @@ class StageProduct {
       finish_row<WarpRing, kAnyOutput, split_int8>(a_, range_, split_, {tile, iteration}, sums, state_);
     };
     const auto on_issue = [](int) {};
-    multiply_tiles<form, 0, false>(a_.w, range_, ring_, loader_, x_, TileCallbacks{finish, on_issue});
+    multiply_tiles<form, 0, split_int8>(a_.w, range_, ring_, loader_, x_, TileCallbacks{finish, on_issue});
 #pragma unroll 1
     for (int barriers = team_barriers(range_.tiles); barriers < team_barriers(max_tiles); ++barriers)
       team_barrier(team());

@@ -15,8 +15,8 @@
 
 namespace qwen2::cuda {
 
-// Teams of a block, which changes no sum. One row is in flight as a whole: then there are as many blocks as
-// tiles. Otherwise blocks are large, as long as they fill the GPU.
+// Teams in a block: three if that still fills the GPU, otherwise one. One row fills it with more tiles than
+// multiprocessors, several rows with blocks for 90 % of the multiprocessors. The number changes no sum.
 inline int product_teams(const ProductArgs& a, int multiprocessors) {
   constexpr int kTeams = kMaxWarps / kTeamWarps;
   const int blocks = (a.w.tiles() + kTeams - 1) / kTeams * a.split_k;
@@ -26,17 +26,17 @@ inline int product_teams(const ProductArgs& a, int multiprocessors) {
 
 // The prefetch depth of a kernel that is launched early, until its inputs are there: chunks of each warp.
 constexpr int kEarlyPrefetchDepth = 2;
-// Stages of the rings of one row. Deep rings leave just enough shared memory for the kernels before and
-// after. Shallow ones are for splits of the columns. Where a block has one tile, a ring holds all of a
-// warp's chunks of 1536 columns, at least four.
+// Slots of one row's rings. Deep rings leave just enough shared memory for blocks of the neighbouring
+// kernels. Shallow rings are for split-K, and where deep ones do not fit. If a block has one tile, its ring
+// holds all of a warp's chunks of 1536 columns, at least four.
 constexpr int kDeep = 9;
 constexpr int kDeepFourBits = 7;
 constexpr int kShallow = 6;
 constexpr int whole_depth(MatrixForm form) {
   return std::max(1536 / chunk_columns(form) / kTeamWarps, 4);
 }
-// Chunks of a register ring: for one row as many as the registers of one block a multiprocessor hold, in 4
-// bits all of a warp's chunks of 1536 columns.
+// Chunks in a register ring. One row: as many as fit the registers with one block a multiprocessor; in 4 bits
+// three, all of a warp's chunks of 1536 columns.
 template <MatrixForm form, int NT>
 constexpr int kRegisterChunks =
     in_pairs(form) ? (NT == 0 ? 6 : 4) : (NT == 0 && form_bits(form) == 8 ? 6 : 3);
@@ -50,9 +50,8 @@ struct ProductShape {
 };
 
 // The types and places of a block's rings.
-template <MatrixForm form, int NT, bool fine, int depth>
+template <MatrixForm form, int NT, bool split_int8, int depth>
 struct ProductRing {
-  static constexpr bool split_int8 = kUsesSplitInt8<form, fine>;
   using Type = std::conditional_t<kAsync, Ring<split_int8, depth>,
                                   RegisterRing<form, split_int8, kRegisterChunks<form, NT>>>;
   using Loader =
@@ -62,12 +61,14 @@ struct ProductRing {
 
 // When a kernel of one row triggers its dependents.
 struct TriggerPlan {
-  // Before its own loads: the kernel after a product that stores its sums has more weights to load.
+  // Before its own loads: the next kernel (gate and up, after the output projection) has more weights to
+  // load.
   bool first;
   // After its prefetch, before it waits.
   bool early;
-  // When a ring's depth of its chunks is left to issue, which is better where memory bandwidth is the
-  // bound. If the dependent kernel filled its rings sooner, the memory would idle until that kernel begins.
+  // When a ring's depth of its chunks is left to issue, which is better where bandwidth is the bound.
+  // Triggered sooner, the dependent kernel would fill its rings while this one still loads, and the memory
+  // would idle until the dependent's wait ends.
   bool late;
 };
 template <MatrixForm form, int NT, int output>
@@ -99,17 +100,16 @@ struct StageMemory {
 };
 
 // One row: waits for the previous kernel and stages the activations of the split's columns.
-template <MatrixForm form, bool fine>
+template <MatrixForm form, bool split_int8>
 __device__ __forceinline__ Activations stage_row(const ProductArgs& a, const ColumnSplit& split,
                                                  const TriggerPlan& trigger, const StageMemory& memory,
                                                  RowState& state) {
-  constexpr bool split_int8 = kUsesSplitInt8<form, fine>;
   const DeviceMatrix& w = a.w;
   const int begin = split.index * split.chunks * chunk_columns(form);
   const int end_padded = min((split.index + 1) * split.chunks, w.chunks()) * chunk_columns(form);
   const StagedRow row = staged_row(reinterpret_cast<std::byte*>(memory.buffer + Reduce<0>::floats), begin,
                                    split.chunks * chunk_columns(form));
-  const StagedRowWriter<form, fine> writer(row);
+  const StagedRowWriter<form, split_int8> writer(row);
   // Zeros beyond the columns, in the last chunk.
   if constexpr (!split_int8) {
 #pragma unroll 1
@@ -117,13 +117,13 @@ __device__ __forceinline__ Activations stage_row(const ProductArgs& a, const Col
   }
   if (a.input.hidden != nullptr) {
     state.norm = {memory.scratch, __frcp_rn(static_cast<float>(w.cols)), a.input.epsilon};
-    const NormedRow<form, fine> input(a.input, w.cols);
+    const NormedRow<form, split_int8> input(a.input, w.cols);
     wait_for_previous();
     input.stage(writer, state.norm.inverse, state.norm.epsilon, memory.scratch);
     // After the loads of the activations, which the dependent kernel's loads would delay.
     if (!trigger.late) trigger_dependents();
   } else {
-    const PlainRow<form, fine> input(a.input, begin, min(end_padded, w.cols));
+    const PlainRow<form, split_int8> input(a.input, begin, min(end_padded, w.cols));
     wait_for_previous();
     if (!a.trigger_early && !trigger.late) trigger_dependents();
     state.factor = input.stage(writer, a.input.row_max);
@@ -144,13 +144,14 @@ __device__ __forceinline__ Activations find_rows(const ProductArgs& a, float* fa
   }
   const int g = threadIdx.x % kWarp / 4;
   const int t = threadIdx.x % 4;
-  // Of fewer than eight rows, some are read again, or memory beyond them. Their results are not stored.
+  // With fewer than eight rows, the other columns of the operand repeat rows or read memory behind them.
+  // Their results are not stored.
   const int first = split_int8 ? g * 64 : (NT == 1 ? g & (a.rows - 1) : g) * 64;
   return {reinterpret_cast<const std::byte*>(a.input.x) + first + 16 * t, 16 * a.input.stride,
           a.input.scales + 2 * t};
 }
 
-// The largest SwiGLU products of the block's rows, added to those of all blocks.
+// Merges the block's largest SwiGLU products, by row, into those of all blocks.
 template <int NT>
 __device__ __forceinline__ void store_row_max(const ProductArgs& a, float largest, unsigned* block_max) {
   if constexpr (NT == 0) {
@@ -162,16 +163,15 @@ __device__ __forceinline__ void store_row_max(const ProductArgs& a, float larges
   for (int m = threadIdx.x; m < a.rows; m += blockDim.x) atomicMax(a.row_max + m, block_max[m]);
 }
 
-template <MatrixForm form, int NT, bool fine, int output, int depth>
+template <MatrixForm form, int NT, bool split_int8, int output, int depth>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsync) ? 2 : 1)
     product_kernel(const __grid_constant__ ProductArgs a, const ProductShape shape) {
   extern __shared__ __align__(128) uint4 shared_memory[];
   __shared__ float factors[NT == 0 ? 1 : kMaxRows];
   __shared__ unsigned block_max[NT == 0 ? 1 : kMaxRows];
   __shared__ float4 scratch[kNormThreads / kWarp / 4];
-  using RingOf = ProductRing<form, NT, fine, depth>;
+  using RingOf = ProductRing<form, NT, split_int8, depth>;
   using WarpRing = typename RingOf::Type;
-  constexpr bool split_int8 = RingOf::split_int8;
   auto* buffer = reinterpret_cast<float*>(shared_memory);
   // A kernel of one row with rings in shared memory gains nothing from warp_number().
   const int warp = NT > 0 || !kAsync ? warp_number() : threadIdx.x / kWarp;
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsyn
   Activations x;
   if constexpr (NT == 0) {
     if (threadIdx.x == 0) block_max[0] = 0;
-    x = stage_row<form, fine>(a, split, trigger, {buffer, scratch}, state);
+    x = stage_row<form, split_int8>(a, split, trigger, {buffer, scratch}, state);
     state.buffer = buffer;
     state.warp_in_team = warp_in_team;
   } else {
@@ -217,12 +217,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, NT == 1 || (NT == 0 && kAsyn
   const auto on_issue = [&](int left) {
     if (trigger.late && left == depth && warp == 0) trigger_dependents();
   };
-  multiply_tiles<form, NT, fine>(a.w, range, ring, loader, x, TileCallbacks{finish, on_issue});
+  multiply_tiles<form, NT, split_int8>(a.w, range, ring, loader, x, TileCallbacks{finish, on_issue});
   if (writes<output>(a, ProductOutput::kSwiglu) && a.row_max != nullptr)
     store_row_max<NT>(a, state.largest, block_max);
 }
 
-// log2 of the chunks of a group, where uses_split_int8(). A single group may have any length.
+// log2 of a group's chunks, for matrices of uses_split_int8(). 31 for a single group: every chunk is in
+// group 0.
 inline int group_shift(const DeviceMatrix& w) {
   int shift = 0;
   if (w.groups == 1) return 31;
@@ -244,18 +245,17 @@ constexpr size_t staged_bytes(int64_t columns) {
   return (groups * (kActivationGroup * 2 + sizeof(float)) + 127) / 128 * 128;
 }
 
-// What a launch is tried with.
+// One attempt at a launch.
 struct ProductTry {
   int teams;
   int multiprocessors;
   bool last_choice;  // launch even if the shared memory does not suffice: the launch then reports the error
 };
 
-// False where a block's shared memory does not suffice for `depth` and so many teams.
-template <MatrixForm form, int NT, bool fine, int output, int depth>
+// Launches, or returns false if the shared memory does not suffice for this depth and number of teams.
+template <MatrixForm form, int NT, bool split_int8, int output, int depth>
 bool run_product(const ProductArgs& a, const ProductTry& how, cudaStream_t stream) {
-  constexpr auto kernel = product_kernel<form, NT, fine, output, depth>;
-  constexpr bool split_int8 = kUsesSplitInt8<form, fine>;
+  constexpr auto kernel = product_kernel<form, NT, split_int8, output, depth>;
   ProductShape shape{};
   shape.teams = how.teams;
   shape.chunks_per_split = chunks_per_split(a.w, a.split_k);
@@ -276,7 +276,7 @@ bool run_product(const ProductArgs& a, const ProductTry& how, cudaStream_t strea
   size_t shared = ring_offset +
                   (async ? static_cast<size_t>(shape.teams) * kTeamWarps * ring_bytes(split_int8, depth) : 0);
   static const int most = most_shared_memory();
-  // Where there is a block for every multiprocessor, no two of them may share one.
+  // Takes more than half of the shared memory, so that no multiprocessor gets two blocks.
   if (NT == 0 && async && a.split_k == 1 && shape.max_tiles > 1)
     shared = std::max<size_t>(shared, most / 2 + 1024);
   if (!how.last_choice && shared + 1024 > static_cast<size_t>(most)) return false;
@@ -287,14 +287,14 @@ bool run_product(const ProductArgs& a, const ProductTry& how, cudaStream_t strea
 }
 
 // One row: the deepest rings that fit.
-template <MatrixForm form, bool fine>
+template <MatrixForm form, bool split_int8>
 void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
   const auto run = [&]<ProductOutput output, int deep, int shallow>() {
     constexpr int o = static_cast<int>(output);
     const int teams = product_teams(a, multiprocessors);
-    if (run_product<form, 0, fine, o, deep>(a, {teams, multiprocessors, false}, stream)) return;
-    if (run_product<form, 0, fine, o, shallow>(a, {teams, multiprocessors, false}, stream)) return;
-    run_product<form, 0, fine, o, shallow>(a, {1, multiprocessors, true}, stream);
+    if (run_product<form, 0, split_int8, o, deep>(a, {teams, multiprocessors, false}, stream)) return;
+    if (run_product<form, 0, split_int8, o, shallow>(a, {teams, multiprocessors, false}, stream)) return;
+    run_product<form, 0, split_int8, o, shallow>(a, {1, multiprocessors, true}, stream);
   };
   constexpr int deep = form_bits(form) == 4 ? kDeepFourBits : kDeep;
   switch (a.output) {
@@ -312,22 +312,23 @@ void row_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream)
 }
 
 // Up to 8 * NT rows. On some GPUs the sums of many teams leave too little shared memory: then one team.
-template <MatrixForm form, int NT, bool fine>
+template <MatrixForm form, int NT, bool split_int8>
 void rows_product(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
   constexpr int depth = 6;
   static_assert(sizeof(float) * Reduce<NT>::floats + kTeamWarps * ring_bytes(true, depth) <= 63 * 1024);
   const int teams = product_teams(a, multiprocessors);
-  if (run_product<form, NT, fine, kAnyOutput, depth>(a, {teams, multiprocessors, false}, stream)) return;
-  run_product<form, NT, fine, kAnyOutput, depth>(a, {1, multiprocessors, true}, stream);
+  if (run_product<form, NT, split_int8, kAnyOutput, depth>(a, {teams, multiprocessors, false}, stream))
+    return;
+  run_product<form, NT, split_int8, kAnyOutput, depth>(a, {1, multiprocessors, true}, stream);
 }
 
-template <MatrixForm form, bool fine>
+template <MatrixForm form, bool split_int8>
 void product_of(const ProductArgs& a, int multiprocessors, cudaStream_t stream) {
-  if (a.rows == 1 && a.input.stride == 0) return row_product<form, fine>(a, multiprocessors, stream);
-  if (a.rows <= 8) return rows_product<form, 1, fine>(a, multiprocessors, stream);
-  if (a.rows == 16) return rows_product<form, 2, fine>(a, multiprocessors, stream);
-  if (a.rows == 32) return rows_product<form, 4, fine>(a, multiprocessors, stream);
-  rows_product<form, 8, fine>(a, multiprocessors, stream);
+  if (a.rows == 1 && a.input.stride == 0) return row_product<form, split_int8>(a, multiprocessors, stream);
+  if (a.rows <= 8) return rows_product<form, 1, split_int8>(a, multiprocessors, stream);
+  if (a.rows == 16) return rows_product<form, 2, split_int8>(a, multiprocessors, stream);
+  if (a.rows == 32) return rows_product<form, 4, split_int8>(a, multiprocessors, stream);
+  rows_product<form, 8, split_int8>(a, multiprocessors, stream);
 }
 
 }  // namespace qwen2::cuda

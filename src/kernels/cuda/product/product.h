@@ -7,11 +7,11 @@
 
 namespace qwen2::cuda {
 
-// What a product multiplies, in one of three forms. With the last two, which are for one row, every block
-// makes the activations itself in shared memory ("staging", see can_stage()).
+// What a product multiplies, in one of three forms. One row is usually staged: every block makes the
+// activations itself in shared memory (can_stage()). Forms 2 and 3 always are; form 1 is when `stride` is 0:
+// then x is one fp16 row without padding.
 struct ProductInput {
-  // Form 1: rows in the matrix's activation_layout(), zero-padded to its chunks. A single row with a stride
-  // of zero is fp16, is staged, and needs no padding.
+  // Form 1: rows in the matrix's activation_layout(), zero-padded to its chunks.
   const uint16_t* x = nullptr;
   const float* scales = nullptr;   // of split int8 activations
   const float* factors = nullptr;  // [rows]: the norms' factors, which split int8 activations leave out
@@ -26,7 +26,8 @@ struct ProductInput {
   float epsilon = 0;
   float* hidden_out = nullptr;
   // Form 3: floats, and the bits of their largest magnitude. Where fp16 would overflow they are divided by a
-  // power of two, and the product is multiplied by it. With fp16 `x`: its rows were divided so by repack().
+  // power of two, and the product is multiplied by it. Also with form 1's fp16
+  // x, whose rows repack() has divided already.
   const float* values = nullptr;      // [cols]
   const uint32_t* row_max = nullptr;  // [rows]
 };

@@ -4,11 +4,11 @@ namespace qwen2::cuda {
 
 void product_int8(const ProductArgs& args, int multiprocessors, cudaStream_t stream) {
   if (args.w.form == MatrixForm::kInt8General) {
-    product_of<MatrixForm::kInt8General, true>(args, multiprocessors, stream);
+    product_of<MatrixForm::kInt8General, false>(args, multiprocessors, stream);
   } else if (uses_split_int8(args.w)) {
-    product_of<MatrixForm::kInt8, false>(args, multiprocessors, stream);
-  } else {
     product_of<MatrixForm::kInt8, true>(args, multiprocessors, stream);
+  } else {
+    product_of<MatrixForm::kInt8, false>(args, multiprocessors, stream);
   }
 }
 

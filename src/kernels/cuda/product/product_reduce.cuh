@@ -53,7 +53,7 @@ __device__ __forceinline__ float row_factor(const ProductInput& in, int m, int r
   return in.row_max != nullptr ? half_scale(__uint_as_float(__ldcg(in.row_max + m))) : 1.0F;
 }
 
-// Barriers of a team in finish_row() for so many tiles.
+// Barriers of a team in finish_row() for this many tiles.
 constexpr int team_barriers(int tiles) {
   return (tiles + kTeamWarps - 1) / kTeamWarps;
 }

@@ -9,11 +9,11 @@
 
 namespace qwen2::cuda {
 
-// Whether chunks are loaded in pairs. A warp's load is fastest in whole lines of 128 bytes. Chunks of codes
-// are contiguous, but rows of fp16 are apart, so a warp loads two chunks of four rows at once. Lane l loads
-// piece l % 8 of rows l / 8 and l / 8 + 8, and piece l % 8 ^ 4 of the rows four further. It thus holds
-// operands of the first chunk of one row and of the second chunk of another. The sums of first and second
-// chunks are kept apart until the tile's end: see add_seconds().
+// Whether chunks are loaded in pairs. Loads are fastest in whole lines of 128 bytes. Chunks of codes are
+// contiguous; in fp16 a line is two neighbouring chunks of one row, eight pieces of 16 bytes. One load covers
+// four rows: lane l loads piece l % 8 of row l / 8. The load of the four rows below swaps the halves of the
+// line (piece l % 8 ^ 4). A lane then holds the first chunk of one row and the second chunk of another, so
+// their sums stay apart until add_seconds() at the tile's end.
 constexpr bool in_pairs(MatrixForm form) {
   return form == MatrixForm::kF16;
 }
@@ -124,7 +124,7 @@ class RoundLoader {
       chunk_ = first_chunk_;
     }
   }
-  // There are no dependents to trigger when few chunks are left.
+  // Always 0: Turing has no dependent launch, so nothing waits for this number.
   [[nodiscard]] static __device__ __forceinline__ int left() { return 0; }
 
  private:

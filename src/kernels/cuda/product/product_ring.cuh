@@ -14,14 +14,14 @@ struct LaneChunk {
   uint32_t scale[2];  // fp16 bits
 };
 
-// Bytes of each stage of a ring. All codes of a warp come before its scales, because copies of whole 128-byte
+// Bytes of each slot of a ring. All codes of a warp come before its scales, because copies of whole 128-byte
 // lines are fastest.
-constexpr int kStageCodes = kTileRows * kChunkBytes;
-constexpr int kStageScales = kTileRows * 2;
+constexpr int kSlotCodes = kTileRows * kChunkBytes;
+constexpr int kSlotScales = kTileRows * 2;
 // Scales have one slot more than codes: a scale is overwritten one chunk after it was read, so that every
 // lane of the warp has read it.
 constexpr int ring_bytes(bool scaled, int depth) {
-  return (depth * kStageCodes + (scaled ? (depth + 1) * kStageScales : 0) + 127) / 128 * 128;
+  return (depth * kSlotCodes + (scaled ? (depth + 1) * kSlotScales : 0) + 127) / 128 * 128;
 }
 
 // The L2 cache policy of weights: evict first. They are read once a step, and must not evict what every layer
@@ -41,7 +41,7 @@ __device__ __forceinline__ void copy_once(uint32_t to, const void* from, uint64_
 #endif
 }
 
-// A ring of `depth` stages.
+// A ring of `depth` slots.
 template <bool scaled, int depth>
 class Ring {
  public:
@@ -52,7 +52,7 @@ class Ring {
   __device__ __forceinline__ explicit Ring(const void* memory)
       : begin_(shared_address(memory) + lane() * 16),
         at_(begin_),
-        scales_(first_scales() + kStageScales),
+        scales_(first_scales() + kSlotScales),
         policy_(read_once_policy()) {}
 
   // Issues the copy of the chunk at `codes`, into the slot of the last chunk taken, and of this lane's 16
@@ -60,19 +60,19 @@ class Ring {
   // chunks.
   __device__ __forceinline__ void start(const uint8_t* codes, uint32_t high_row, const uint16_t* scales) {
     copy_once(at_, codes, policy_);
-    copy_once(at_ + kStageCodes / 2, codes + high_row, policy_);
+    copy_once(at_ + kSlotCodes / 2, codes + high_row, policy_);
     if (scaled && lane() < 2) {
       const bool first = scales_ == first_scales();
-      copy_once(scales_ + (first ? depth * kStageScales : -kStageScales), scales, policy_);
+      copy_once(scales_ + (first ? depth * kSlotScales : -kSlotScales), scales, policy_);
     }
   }
   __device__ __forceinline__ void advance() {
     end_copies();
-    const bool last = at_ == begin_ + (depth - 1) * kStageCodes;
-    at_ = last ? begin_ : at_ + kStageCodes;
+    const bool last = at_ == begin_ + (depth - 1) * kSlotCodes;
+    at_ = last ? begin_ : at_ + kSlotCodes;
     if (!scaled) return;
-    const bool last_scales = scales_ == first_scales() + depth * kStageScales;
-    scales_ = last_scales ? first_scales() : scales_ + kStageScales;
+    const bool last_scales = scales_ == first_scales() + depth * kSlotScales;
+    scales_ = last_scales ? first_scales() : scales_ + kSlotScales;
   }
   // Waits for the oldest chunk and returns it. The next start() overwrites its slot.
   __device__ __forceinline__ LaneChunk take(int, int) {
@@ -80,11 +80,11 @@ class Ring {
     if (scaled) __syncwarp();
     LaneChunk c;
     c.low = load_shared(at_);
-    c.high = load_shared(at_ + kStageCodes / 2);
+    c.high = load_shared(at_ + kSlotCodes / 2);
     if (scaled) {
       const uint32_t of_row = scales_ - lane() * 16 + lane() / 4 * 2;
       c.scale[0] = load_shared_u16(of_row);
-      c.scale[1] = load_shared_u16(of_row + kStageScales / 2);
+      c.scale[1] = load_shared_u16(of_row + kSlotScales / 2);
     }
     return c;
   }
@@ -94,7 +94,7 @@ class Ring {
  private:
   static __device__ __forceinline__ uint32_t lane() { return threadIdx.x % kWarp; }
   [[nodiscard]] __device__ __forceinline__ uint32_t first_scales() const {
-    return begin_ + depth * kStageCodes;
+    return begin_ + depth * kSlotCodes;
   }
   // Addresses of this lane's part of the oldest chunk and of its scales. They are kept for each lane: ptxas
   // 13.0 gives copies with a cache policy wrong registers where part of the address is uniform.

@@ -14,7 +14,8 @@ namespace qwen2::cuda {
 constexpr int kNormThreads = 384;  // fixed: sums of squares must not depend on the block's size
 constexpr int kNormQuads = 2;      // quads of columns of each thread, in registers: up to 3072 columns
 
-// The addresses that the activations and scales of column 0 have or would have.
+// Where column 0's activations and scales are, or would be if the block's columns begin later: addresses
+// count from column 0.
 struct StagedRow {
   std::byte* x;
   float* scales;
@@ -83,12 +84,12 @@ __device__ __forceinline__ float norm_factor(float inverse, float epsilon, const
 }
 
 // Writes this thread's activations to a staged row.
-template <MatrixForm form, bool fine>
+template <MatrixForm form, bool split_int8>
 class StagedRowWriter {
  public:
   __device__ __forceinline__ explicit StagedRowWriter(const StagedRow& row)
       : at_(shared_address(row.x)), scales_(shared_address(row.scales)) {
-    if constexpr (kUsesSplitInt8<form, fine>) {
+    if constexpr (split_int8) {
       const int own = static_cast<int>(threadIdx.x % kWarp) * 4;
       at_ += own / 64 * 128 + split_int8_column(own) - 2 * own;
     }
@@ -97,7 +98,7 @@ class StagedRowWriter {
   }
   // Columns k .. k + 3. Split int8 needs whole warps; they pass zeros beyond the columns.
   __device__ __forceinline__ void put(unsigned k, const float4& v) const {
-    if constexpr (kUsesSplitInt8<form, fine>) {
+    if constexpr (split_int8) {
       SplitInt8 terms;
       const float scale = split_to_int8(v, terms);
       store_4(at_ + 2 * k, terms.high);
@@ -108,7 +109,7 @@ class StagedRowWriter {
     }
   }
   __device__ __forceinline__ void put(unsigned k, uint2 halves) const {
-    if constexpr (kUsesSplitInt8<form, fine>) {
+    if constexpr (split_int8) {
       put(k, to_floats(halves));
     } else if constexpr (form == MatrixForm::kF16) {
       store_8(at_ + 2 * k, halves);
@@ -124,7 +125,7 @@ class StagedRowWriter {
 // rms_norm(hidden + partials) * norm by kNormThreads threads, with the sums of add_norm(). Split int8
 // activations leave out the norm's factor, which is the same for all columns: norm_factor() gives it after
 // the next barrier.
-template <MatrixForm form, bool fine>
+template <MatrixForm form, bool split_int8>
 class NormedRow {
  public:
   __device__ __forceinline__ NormedRow(const ProductInput& in, int cols)
@@ -144,7 +145,7 @@ class NormedRow {
     compiler_barrier(left_);
     compiler_barrier(out_);
   }
-  __device__ __forceinline__ void stage(const StagedRowWriter<form, fine>& writer, float inverse,
+  __device__ __forceinline__ void stage(const StagedRowWriter<form, split_int8>& writer, float inverse,
                                         float epsilon, float4* scratch) const {
     float4 v[kNormQuads];
     float squares = 0;
@@ -157,7 +158,7 @@ class NormedRow {
       if (out_ != nullptr) *reinterpret_cast<float4*>(out_ + threadIdx.x * 4 + i * kStep) = v[i];
     }
     store_squares(squares, scratch);
-    if constexpr (kUsesSplitInt8<form, fine>) {
+    if constexpr (split_int8) {
 #pragma unroll
       for (int i = 0; i < kNormQuads; ++i) {
         if (warp_has(i)) writer.put(threadIdx.x * 4 + i * kStep, times(v[i], norm_[i]));
@@ -187,13 +188,12 @@ class NormedRow {
 };
 
 // fp16 or float activations of columns [begin, end). Floats are loaded kLoads quads at a time.
-template <MatrixForm form, bool fine, int kLoads = 6>
+template <MatrixForm form, bool split_int8, int kLoads = 6>
 class PlainRow {
  public:
   __device__ __forceinline__ PlainRow(const ProductInput& in, int begin, int end)
       : first_(begin + threadIdx.x * 4), end_(end), step_(blockDim.x * 4), padded_(end), values_(nullptr) {
-    if constexpr (kUsesSplitInt8<form, fine>)
-      padded_ = (end_ + kActivationGroup - 1) / kActivationGroup * kActivationGroup;
+    if constexpr (split_int8) padded_ = (end_ + kActivationGroup - 1) / kActivationGroup * kActivationGroup;
     if (in.values != nullptr) values_ = in.values + first_;
     halves_ = in.x + first_;
     compiler_barrier(first_);
@@ -204,7 +204,7 @@ class PlainRow {
     compiler_barrier(halves_);
   }
   // Returns the factor of the products: half_scale() of `row_max`, or 1.
-  __device__ __forceinline__ float stage(const StagedRowWriter<form, fine>& writer,
+  __device__ __forceinline__ float stage(const StagedRowWriter<form, split_int8>& writer,
                                          const uint32_t* row_max) const {
     if (values_ != nullptr) return stage_floats(writer, row_max);
     const uint16_t* from = halves_;
@@ -218,9 +218,8 @@ class PlainRow {
   }
 
  private:
-  __device__ __forceinline__ float stage_floats(const StagedRowWriter<form, fine>& writer,
+  __device__ __forceinline__ float stage_floats(const StagedRowWriter<form, split_int8>& writer,
                                                 const uint32_t* row_max) const {
-    constexpr bool split_int8 = kUsesSplitInt8<form, fine>;
     // Loaded together with the values, but not on Turing, where chunks in flight leave no register for it.
     const uint32_t early = kAsync && !split_int8 ? __ldcg(row_max) : 0;
     const auto factor = [&] {

@@ -174,11 +174,11 @@ __device__ __forceinline__ void multiply_halves(const DeviceMatrix& w, const Lan
 }
 
 // Adds one chunk's products. `x` has the addresses of column 0.
-template <MatrixForm form, int NT, bool fine>
+template <MatrixForm form, int NT, bool split_int8>
 __device__ __forceinline__ void multiply_chunk(const DeviceMatrix& w, const LaneChunk& c,
                                                const Activations& x, const ChunkPlace& place, uint32_t magic,
                                                Sums<NT>& sums) {
-  if constexpr (kUsesSplitInt8<form, fine>) {
+  if constexpr (split_int8) {
     const int group = place.chunk * chunk_columns(form) / kActivationGroup;
     multiply_split_int8<form, NT>(c,
                                   {x.x + place.chunk * (chunk_columns(form) / 64) * kNextSplitInt8<NT>,
@@ -212,7 +212,8 @@ struct TileCallbacks {
 };
 
 // Multiplies a warp's chunks, which `loader` issues into `ring`.
-template <MatrixForm form, int NT, bool fine, class WarpRing, class WarpLoader, class Finish, class OnIssue>
+template <MatrixForm form, int NT, bool split_int8, class WarpRing, class WarpLoader, class Finish,
+          class OnIssue>
 __device__ __forceinline__ void multiply_tiles(const DeviceMatrix& w, const TileRange<WarpRing::kUnit>& range,
                                                WarpRing& ring, WarpLoader& loader, const Activations& x,
                                                const TileCallbacks<Finish, OnIssue>& callbacks) {
@@ -231,8 +232,8 @@ __device__ __forceinline__ void multiply_tiles(const DeviceMatrix& w, const Tile
         if (slot == 0 || slot < left) {
 #pragma unroll
           for (int u = 0; u < unit; ++u) {
-            multiply_chunk<form, NT, fine>(w, ring.take(slot, u), x,
-                                           {tile, chunk + slot * kTeamWarps * unit + u}, magic, sums[u]);
+            multiply_chunk<form, NT, split_int8>(
+                w, ring.take(slot, u), x, {tile, chunk + slot * kTeamWarps * unit + u}, magic, sums[u]);
           }
         }
         loader.next(ring, slot);

@@ -94,8 +94,8 @@ struct SplitQkvArgs {
 };
 void split_qkv(const SplitQkvArgs& args, cudaStream_t stream);
 
-// x = silu(gate) * up / scale in fp16. row_max gets the largest magnitude, of which scale is the
-// half_scale().
+// x = silu(gate) * up / half_scale(row_max), in fp16. Writes row_max, the largest magnitude before the
+// division.
 struct SwigluArgs {
   int rows = 0;
   int cols = 0;
