@@ -5,6 +5,8 @@
 #include <map>
 #include <set>
 
+#include "base/json_fields.h"
+
 namespace qwen2 {
 namespace {
 
@@ -27,11 +29,10 @@ struct Side {
 Result<std::string> model_hash(const fs::path& directory, const ManifestPoint& point) {
   for (const Repeat& repeat : point.repeats) {
     if (repeat.outcome != Outcome::kOk) continue;
-    QWEN2_TRY(const json::value result, read_json_file(directory / repeat.file));
-    const json::value* environment =
-        result.is_object() ? result.get_object().if_contains("environment") : nullptr;
-    if (environment == nullptr || !environment->is_object()) return "";
-    const json::value* hash = environment->get_object().if_contains("model_hash");
+    QWEN2_TRY(const JsonFields result, JsonFields::read(directory / repeat.file));
+    JsonFields environment;
+    QWEN2_CHECK(result.optional("environment", environment));
+    const json::value* hash = environment.object().if_contains("model_hash");
     return hash == nullptr ? "" : json::serialize(*hash);
   }
   return "";

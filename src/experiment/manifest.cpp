@@ -4,6 +4,7 @@
 
 #include <ctime>
 
+#include "base/json_fields.h"
 #include "base/memory.h"
 
 namespace qwen2 {
@@ -30,58 +31,73 @@ json::object to_json(const ManifestPoint& p) {
           {"command", p.command}, {"repeats", std::move(repeats)}};
 }
 
-Result<Outcome> parse_outcome(std::string_view text) {
+Result<Outcome> parse_outcome(const JsonFields& repeat) {
+  std::string text;
+  QWEN2_CHECK(repeat.required("status", text));
   for (const Outcome outcome : {Outcome::kOk, Outcome::kFailed, Outcome::kRefused}) {
     if (name_of(outcome) == text) return outcome;
   }
-  return fail(ErrorKind::kFormat, "unknown status '{}'; expected ok, failed or refused", text);
+  return repeat.error("status", fmt::format("must be ok, failed or refused, not '{}'", text));
 }
 
-// Throws boost::system::system_error where a field is missing or of another type; so do the others here.
-Result<ManifestPoint> point_from(const json::object& object) {
+Result<Repeat> repeat_from(const JsonFields& fields) {
+  Repeat r;
+  QWEN2_CHECK(fields.required("repeat", r.number));
+  QWEN2_CHECK(fields.required("file", r.file));
+  if (fs::path(r.file).is_absolute() || r.file.find("..") != std::string::npos)
+    return fields.error("file", fmt::format("is '{}', no file of the directory", r.file));
+  QWEN2_TRY(r.outcome, parse_outcome(fields));
+  QWEN2_CHECK(fields.required("seconds", r.seconds));
+  QWEN2_CHECK(fields.optional("error", r.error));
+  return r;
+}
+
+Result<ManifestPoint> point_from(const JsonFields& fields) {
   ManifestPoint p;
-  p.id = object.at("id").as_string();
-  p.label = object.at("label").as_string();
-  p.grid = object.at("grid").as_string();
-  QWEN2_TRY(p.measure, parse_measure(object.at("measure").as_string()));
-  p.axes = object.at("axes").as_object();
-  p.flags = object.at("flags").as_object();
-  p.command = object.at("command").as_string();
-  for (const json::value& item : object.at("repeats").as_array()) {
-    const json::object& fields = item.as_object();
-    Repeat r;
-    r.number = fields.at("repeat").to_number<int64_t>();
-    r.file = fields.at("file").as_string();
-    if (fs::path(r.file).is_absolute() || r.file.find("..") != std::string::npos)
-      return fail(ErrorKind::kFormat, "'{}' is no file of the directory", r.file);
-    QWEN2_TRY(r.outcome, parse_outcome(fields.at("status").as_string()));
-    r.seconds = fields.at("seconds").to_number<double>();
-    if (const json::value* error = fields.if_contains("error")) r.error = error->as_string();
-    p.repeats.push_back(std::move(r));
+  std::string measure;
+  std::vector<JsonFields> repeats;
+  QWEN2_CHECK(fields.required("id", p.id));
+  QWEN2_CHECK(fields.required("label", p.label));
+  QWEN2_CHECK(fields.required("grid", p.grid));
+  QWEN2_CHECK(fields.required("measure", measure));
+  const auto parsed = parse_measure(measure);
+  if (!parsed) {
+    return fields.error("measure", fmt::format("must be engine, serve, evaluate or plan, not '{}'", measure));
+  }
+  p.measure = *parsed;
+  QWEN2_CHECK(fields.required("axes", p.axes));
+  QWEN2_CHECK(fields.required("flags", p.flags));
+  QWEN2_CHECK(fields.required("command", p.command));
+  QWEN2_CHECK(fields.required("repeats", repeats));
+  for (const JsonFields& item : repeats) {
+    QWEN2_TRY(Repeat repeat, repeat_from(item));
+    p.repeats.push_back(std::move(repeat));
   }
   return p;
 }
 
-Result<Manifest> manifest_from(const json::object& object) {
+Result<Manifest> manifest_from(const JsonFields& fields) {
   Manifest m;
-  if (object.at("schema").as_string() != kSchema) {
-    return fail(ErrorKind::kFormat, "the schema is '{}', expected '{}'",
-                std::string(object.at("schema").as_string()), kSchema);
-  }
-  m.name = object.at("name").as_string();
-  m.title = object.at("title").as_string();
-  m.question = object.at("question").as_string();
-  m.started = object.at("started").as_string();
-  if (object.at("finished").is_string()) m.finished = object.at("finished").as_string();
-  m.interrupted = object.at("interrupted").as_bool();
-  m.seed = object.at("seed").to_number<uint64_t>();
-  if (object.at("profile").is_string()) m.profile = object.at("profile").as_string();
-  m.overrides = json::value_to<std::vector<std::string>>(object.at("set"));
-  m.environment = object.at("environment").as_object();
-  m.plots = object.at("plots").as_array();
-  for (const json::value& point : object.at("points").as_array()) {
-    QWEN2_TRY(ManifestPoint p, point_from(point.as_object()));
-    m.points.push_back(std::move(p));
+  std::string schema;
+  std::vector<JsonFields> points;
+  QWEN2_CHECK(fields.required("schema", schema));
+  if (schema != kSchema)
+    return fields.error("schema", fmt::format("must be '{}', not '{}'", kSchema, schema));
+  QWEN2_CHECK(fields.required("name", m.name));
+  QWEN2_CHECK(fields.required("title", m.title));
+  QWEN2_CHECK(fields.required("question", m.question));
+  QWEN2_CHECK(fields.required("started", m.started));
+  QWEN2_CHECK(fields.optional("finished", m.finished));
+  QWEN2_CHECK(fields.required("interrupted", m.interrupted));
+  QWEN2_CHECK(fields.required("seed", m.seed));
+  QWEN2_CHECK(fields.optional("profile", m.profile));
+  QWEN2_CHECK(fields.required("set", m.overrides));
+  QWEN2_CHECK(fields.required("environment", m.environment));
+  QWEN2_CHECK(fields.required("plots", m.plots));
+  QWEN2_CHECK(fields.required("points", points));
+  for (const JsonFields& item : points) {
+    QWEN2_TRY(ManifestPoint point, point_from(item));
+    m.points.push_back(std::move(point));
   }
   return m;
 }
@@ -120,23 +136,8 @@ Status write_manifest(const fs::path& directory, const Manifest& m) {
 }
 
 Result<Manifest> read_manifest(const fs::path& directory) {
-  const fs::path path = directory / "manifest.json";
-  QWEN2_TRY(const json::value root, read_json_file(path));
-  try {
-    auto manifest = manifest_from(root.as_object());
-    if (!manifest) return within(fmt::format("'{}'", path.string()), manifest.error());
-    return manifest;
-  } catch (const std::exception& error) {
-    return fail(ErrorKind::kFormat, "'{}' is no experiment's manifest: {}", path.string(), error.what());
-  }
-}
-
-Result<json::value> read_json_file(const fs::path& path) {
-  QWEN2_TRY(const std::string text, read_text_file(path, size_t{1} << 30));
-  boost::system::error_code code;
-  json::value value = json::parse(text, code);
-  if (code) return fail(ErrorKind::kFormat, "'{}' is no JSON: {}", path.string(), code.message());
-  return value;
+  QWEN2_TRY(const JsonFields fields, JsonFields::read(directory / "manifest.json"));
+  return manifest_from(fields);
 }
 
 std::string utc_now() {

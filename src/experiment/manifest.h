@@ -50,9 +50,6 @@ struct Manifest {
 Status write_manifest(const std::filesystem::path& directory, const Manifest& manifest);
 Result<Manifest> read_manifest(const std::filesystem::path& directory);
 
-// A JSON file of at most 1 GiB; the error names it.
-Result<boost::json::value> read_json_file(const std::filesystem::path& path);
-
 // The time now, "2026-11-24T12:00:00Z".
 std::string utc_now();
 

@@ -104,9 +104,8 @@ std::optional<double> number_of(const json::value& value) {
   return std::isfinite(number) ? std::optional(number) : std::nullopt;
 }
 
-std::optional<double> largest_in_timeline(const json::value& result, std::string_view key) {
-  const json::object* object = result.if_object();
-  const json::value* timeline = object == nullptr ? nullptr : object->if_contains("timeline");
+std::optional<double> largest_in_timeline(const json::object& result, std::string_view key) {
+  const json::value* timeline = result.if_contains("timeline");
   if (timeline == nullptr || !timeline->is_array()) return std::nullopt;
   std::optional<double> largest;
   for (const json::value& sample : timeline->get_array()) {
@@ -138,17 +137,19 @@ const Metric* find_metric(std::string_view name) {
   return nullptr;
 }
 
-std::optional<double> read_metric(const json::value& result, const Metric& metric) {
+std::optional<double> read_metric(const json::object& result, const Metric& metric) {
   if (metric.name == "peak_vram_bytes") return largest_in_timeline(result, "vram_bytes");
   if (metric.name == "peak_host_bytes") return largest_in_timeline(result, "host_bytes");
-  const json::value* value = &result;
-  for (std::string_view rest = metric.name; !rest.empty();) {
-    const size_t dot = std::min(rest.find('.'), rest.size());
-    value = value->is_object() ? value->get_object().if_contains(rest.substr(0, dot)) : nullptr;
-    if (value == nullptr) return std::nullopt;
-    rest.remove_prefix(std::min(dot + 1, rest.size()));
+  const json::object* object = &result;
+  std::string_view rest = metric.name;
+  for (size_t dot = rest.find('.'); dot != std::string_view::npos; dot = rest.find('.')) {
+    const json::value* inner = object->if_contains(rest.substr(0, dot));
+    object = inner == nullptr ? nullptr : inner->if_object();
+    if (object == nullptr) return std::nullopt;
+    rest.remove_prefix(dot + 1);
   }
-  return number_of(*value);
+  const json::value* value = object->if_contains(rest);
+  return value == nullptr ? std::nullopt : number_of(*value);
 }
 
 std::string format_metric(double value, std::string_view unit) {

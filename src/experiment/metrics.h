@@ -33,7 +33,7 @@ std::span<const Metric> metrics_of(Measure measure);
 const Metric* find_metric(std::string_view name);
 
 // Nothing where the result has no such number, or null there.
-std::optional<double> read_metric(const boost::json::value& result, const Metric& metric);
+std::optional<double> read_metric(const boost::json::object& result, const Metric& metric);
 
 // "1234 tok/s", "0.0123", "2.87 GiB", "97.40 %".
 std::string format_metric(double value, std::string_view unit);

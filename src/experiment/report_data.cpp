@@ -1,10 +1,10 @@
 #include "experiment/report_data.h"
 
 #include <algorithm>
-#include <cmath>
+#include <boost/json.hpp>
 #include <set>
 
-#include "experiment/report_json.h"
+#include "base/json_fields.h"
 
 namespace qwen2::report {
 
@@ -58,11 +58,13 @@ void flatten(const json::object& object, const std::string& prefix,
   }
 }
 
-Result<RepeatStatus> parse_status(const std::string& text, const std::string& path) {
+Result<RepeatStatus> parse_status(const JsonFields& repeat) {
+  std::string text;
+  QWEN2_CHECK(repeat.required("status", text));
   if (text == "ok") return RepeatStatus::kOk;
   if (text == "failed") return RepeatStatus::kFailed;
   if (text == "refused") return RepeatStatus::kRefused;
-  return fail(ErrorKind::kFormat, "{}: expected ok, failed or refused, not '{}'", path, text);
+  return repeat.error("status", fmt::format("must be ok, failed or refused, not '{}'", text));
 }
 
 // Files of the manifest must lie in the directory: a report must not read what else the disk has.
@@ -71,34 +73,31 @@ bool stays_inside(const fs::path& file) {
   return std::none_of(file.begin(), file.end(), [](const fs::path& part) { return part == ".."; });
 }
 
-Result<Repeat> parse_repeat(const json::object& object, const std::string& where) {
-  const Fields fields(object, where);
+Result<Repeat> parse_repeat(const JsonFields& fields) {
   Repeat repeat;
-  QWEN2_TRY(const std::string status, fields.text("status"));
-  QWEN2_TRY(repeat.status, parse_status(status, fields.path("status")));
-  QWEN2_TRY(repeat.file, fields.text_or_empty("file"));
+  QWEN2_TRY(repeat.status, parse_status(fields));
+  QWEN2_CHECK(fields.optional("file", repeat.file));
   if (repeat.status == RepeatStatus::kOk && !stays_inside(repeat.file))
-    return fail(ErrorKind::kFormat, "{}: expected a path inside of the directory", fields.path("file"));
-  QWEN2_TRY(repeat.error, fields.text_or_empty("error"));
-  QWEN2_TRY(repeat.seconds, fields.number_or_nan("seconds"));
+    return fields.error("file", "must be a path inside of the directory");
+  QWEN2_CHECK(fields.optional("error", repeat.error));
+  QWEN2_CHECK(fields.optional("seconds", repeat.seconds));
   return repeat;
 }
 
-Result<Point> parse_point(const json::object& object, const std::string& where) {
-  const Fields fields(object, where);
+Result<Point> parse_point(const JsonFields& fields) {
   Point point;
-  QWEN2_TRY(point.id, fields.text("id"));
-  QWEN2_TRY(point.label, fields.text_or_empty("label"));
-  QWEN2_TRY(point.measure, fields.text("measure"));
-  QWEN2_TRY(point.grid, fields.text_or_empty("grid"));
-  QWEN2_TRY(point.command, fields.text_or_empty("command"));
-  QWEN2_TRY(const json::object* axes, fields.object("axes"));
-  for (const auto& [name, value] : *axes) point.axes.emplace_back(name, axis_value(value));
-  QWEN2_TRY(const json::array* repeats, fields.array("repeats"));
-  for (size_t i = 0; i < repeats->size(); ++i) {
-    const std::string name = fields.path("repeats");
-    QWEN2_TRY(const json::object* item, element(*repeats, i, name));
-    QWEN2_TRY(Repeat repeat, parse_repeat(*item, fmt::format("{}[{}].", name, i)));
+  JsonFields axes;
+  std::vector<JsonFields> repeats;
+  QWEN2_CHECK(fields.required("id", point.id));
+  QWEN2_CHECK(fields.optional("label", point.label));
+  QWEN2_CHECK(fields.required("measure", point.measure));
+  QWEN2_CHECK(fields.optional("grid", point.grid));
+  QWEN2_CHECK(fields.optional("command", point.command));
+  QWEN2_CHECK(fields.required("axes", axes));
+  for (const auto& [name, value] : axes.object()) point.axes.emplace_back(name, axis_value(value));
+  QWEN2_CHECK(fields.required("repeats", repeats));
+  for (const JsonFields& item : repeats) {
+    QWEN2_TRY(Repeat repeat, parse_repeat(item));
     point.repeats.push_back(std::move(repeat));
   }
   if (point.label.empty()) point.label = point.id;
@@ -106,98 +105,96 @@ Result<Point> parse_point(const json::object& object, const std::string& where) 
   return point;
 }
 
-Result<PlotWish> parse_plot(const json::object& object, const std::string& where) {
-  const Fields fields(object, where);
+Result<PlotWish> parse_plot(const JsonFields& fields) {
   PlotWish plot;
-  QWEN2_TRY(plot.title, fields.text_or_empty("title"));
-  QWEN2_TRY(plot.x, fields.text("x"));
-  QWEN2_TRY(plot.y, fields.text("y"));
-  QWEN2_TRY(plot.series, fields.text_or_empty("series"));
-  for (auto& [name, flag] : {std::pair{"log_x", &plot.log_x}, {"log_y", &plot.log_y}}) {
-    if (!fields.has(name)) continue;
-    QWEN2_TRY(*flag, fields.flag_or_false(name));
-  }
+  QWEN2_CHECK(fields.optional("title", plot.title));
+  QWEN2_CHECK(fields.required("x", plot.x));
+  QWEN2_CHECK(fields.required("y", plot.y));
+  QWEN2_CHECK(fields.optional("series", plot.series));
+  QWEN2_CHECK(fields.optional("log_x", plot.log_x));
+  QWEN2_CHECK(fields.optional("log_y", plot.log_y));
   return plot;
 }
 
-Status check_points(const std::vector<Point>& points) {
+Status check_points(const JsonFields& manifest, const std::vector<Point>& points) {
   std::set<std::string> ids;
   for (const Point& point : points) {
     if (!ids.insert(point.id).second)
-      return fail(ErrorKind::kFormat, "points: the id '{}' is there twice", point.id);
+      return manifest.error("points", fmt::format("have the id '{}' twice", point.id));
   }
   return {};
 }
 
-Result<Experiment> parse_manifest(const json::object& root) {
-  const Fields fields(root, "");
-  QWEN2_TRY(const std::string schema, fields.text("schema"));
-  if (schema != "qwen2-experiment/1")
-    return fail(ErrorKind::kUnsupported, "schema: expected qwen2-experiment/1, not '{}'", schema);
+Result<Experiment> parse_manifest(const JsonFields& fields) {
+  std::string schema;
+  QWEN2_CHECK(fields.required("schema", schema));
+  if (schema != "qwen2-experiment/1") {
+    return fields.error("schema", fmt::format("must be qwen2-experiment/1, not '{}'", schema),
+                        ErrorKind::kUnsupported);
+  }
   Experiment experiment;
-  QWEN2_TRY(experiment.name, fields.text("name"));
-  QWEN2_TRY(experiment.title, fields.text_or_empty("title"));
-  QWEN2_TRY(experiment.question, fields.text_or_empty("question"));
-  QWEN2_TRY(experiment.started, fields.text_or_empty("started"));
-  QWEN2_TRY(experiment.finished, fields.text_or_empty("finished"));
-  QWEN2_TRY(experiment.interrupted, fields.flag_or_false("interrupted"));
+  JsonFields environment;
+  std::vector<JsonFields> points, plots;
+  QWEN2_CHECK(fields.required("name", experiment.name));
+  QWEN2_CHECK(fields.optional("title", experiment.title));
+  QWEN2_CHECK(fields.optional("question", experiment.question));
+  QWEN2_CHECK(fields.optional("started", experiment.started));
+  QWEN2_CHECK(fields.optional("finished", experiment.finished));
+  QWEN2_CHECK(fields.optional("interrupted", experiment.interrupted));
   if (experiment.title.empty()) experiment.title = experiment.name;
-  QWEN2_TRY(const json::object* environment, fields.object_or_null("environment"));
-  if (environment != nullptr) flatten(*environment, "", experiment.environment);
-  QWEN2_TRY(const json::array* points, fields.array("points"));
-  if (points->size() > kMostPoints)
-    return fail(ErrorKind::kUnsupported, "points: {} are more than {}", points->size(), kMostPoints);
-  for (size_t i = 0; i < points->size(); ++i) {
-    QWEN2_TRY(const json::object* item, element(*points, i, "points"));
-    QWEN2_TRY(Point point, parse_point(*item, fmt::format("points[{}].", i)));
+  QWEN2_CHECK(fields.optional("environment", environment));
+  flatten(environment.object(), "", experiment.environment);
+  QWEN2_CHECK(fields.required("points", points));
+  if (points.size() > kMostPoints) {
+    return fields.error("points", fmt::format("are {}, more than {}", points.size(), kMostPoints),
+                        ErrorKind::kUnsupported);
+  }
+  for (const JsonFields& item : points) {
+    QWEN2_TRY(Point point, parse_point(item));
     experiment.points.push_back(std::move(point));
   }
-  QWEN2_CHECK(check_points(experiment.points));
-  QWEN2_TRY(const json::array* plots, fields.array_or_null("plots"));
-  for (size_t i = 0; plots != nullptr && i < plots->size(); ++i) {
-    QWEN2_TRY(const json::object* item, element(*plots, i, "plots"));
-    QWEN2_TRY(PlotWish plot, parse_plot(*item, fmt::format("plots[{}].", i)));
+  QWEN2_CHECK(check_points(fields, experiment.points));
+  QWEN2_CHECK(fields.optional("plots", plots));
+  for (const JsonFields& item : plots) {
+    QWEN2_TRY(PlotWish plot, parse_plot(item));
     experiment.plots.push_back(std::move(plot));
   }
   return experiment;
 }
 
-Result<Metric> parse_metric(const json::object& object, const std::string& where) {
-  const Fields fields(object, where);
+Result<Metric> parse_metric(const JsonFields& fields) {
   Metric metric;
-  QWEN2_TRY(metric.n, fields.count_or_zero("n"));
-  if (!fields.has("mean")) return fail(ErrorKind::kFormat, "{}: expected a number", fields.path("mean"));
-  for (auto& [name, value] : {std::pair{"mean", &metric.mean},
-                              {"ci_low", &metric.low},
-                              {"ci_high", &metric.high},
-                              {"median", &metric.median},
-                              {"min", &metric.min},
-                              {"max", &metric.max}}) {
-    QWEN2_TRY(*value, fields.number_or_nan(name));
-  }
-  QWEN2_TRY(metric.label, fields.text_or_empty("label"));
-  QWEN2_TRY(metric.unit, fields.text_or_empty("unit"));
-  QWEN2_TRY(const std::string better, fields.text_or_empty("better"));
+  std::string better;
+  QWEN2_CHECK(fields.optional("n", metric.n, 0, kMostCounted));
+  QWEN2_CHECK(fields.required("mean", metric.mean));
+  QWEN2_CHECK(fields.optional("ci_low", metric.low));
+  QWEN2_CHECK(fields.optional("ci_high", metric.high));
+  QWEN2_CHECK(fields.optional("median", metric.median));
+  QWEN2_CHECK(fields.optional("min", metric.min));
+  QWEN2_CHECK(fields.optional("max", metric.max));
+  QWEN2_CHECK(fields.optional("label", metric.label));
+  QWEN2_CHECK(fields.optional("unit", metric.unit));
+  QWEN2_CHECK(fields.optional("better", better));
   metric.better = better == "higher" ? Better::kHigher : better == "lower" ? Better::kLower : Better::kNone;
   return metric;
 }
 
 // Puts the metrics of summary.json to their points; points that it lacks keep none.
-Status parse_summary(const json::object& root, std::vector<Point>& points) {
-  const Fields fields(root, "");
-  QWEN2_TRY(const json::array* items, fields.array("points"));
-  for (size_t i = 0; i < items->size(); ++i) {
-    QWEN2_TRY(const json::object* item, element(*items, i, "points"));
-    const Fields entry(*item, fmt::format("points[{}].", i));
-    QWEN2_TRY(const std::string id, entry.text("id"));
+Status parse_summary(const JsonFields& root, std::vector<Point>& points) {
+  std::vector<JsonFields> entries;
+  QWEN2_CHECK(root.required("points", entries));
+  for (const JsonFields& entry : entries) {
+    std::string id;
+    JsonFields metrics;
+    QWEN2_CHECK(entry.required("id", id));
     const auto point = std::find_if(points.begin(), points.end(), [&](const Point& p) { return p.id == id; });
     if (point == points.end())
-      return fail(ErrorKind::kFormat, "{}: manifest.json has no point '{}'", entry.path("id"), id);
-    QWEN2_TRY(const json::object* metrics, entry.object("metrics"));
-    for (const auto& [name, value] : *metrics) {
-      const std::string path = entry.path("metrics.") + std::string(name);
-      if (!value.is_object()) return fail(ErrorKind::kFormat, "{}: expected an object", path);
-      QWEN2_TRY(Metric metric, parse_metric(value.as_object(), path + "."));
+      return entry.error("id", fmt::format("is '{}', which manifest.json does not have", id));
+    QWEN2_CHECK(entry.required("metrics", metrics));
+    for (const auto& [name, value] : metrics.object()) {
+      JsonFields fields;
+      QWEN2_CHECK(metrics.required(name, fields));
+      QWEN2_TRY(Metric metric, parse_metric(fields));
       if (metric.label.empty()) metric.label = name;
       point->metrics.emplace(name, std::move(metric));
     }
@@ -223,15 +220,11 @@ Status load_measurements(const fs::path& folder, std::vector<Point>& points) {
 }  // namespace
 
 Result<Experiment> load_experiment(const fs::path& folder) {
-  const fs::path manifest_file = folder / "manifest.json";
-  const fs::path summary_file = folder / "summary.json";
-  QWEN2_TRY(const json::object manifest, read_json_object(manifest_file));
-  auto experiment = parse_manifest(manifest);
-  if (!experiment) return within(fmt::format("'{}'", manifest_file.string()), experiment.error());
-  QWEN2_TRY(const json::object summary, read_json_object(summary_file));
-  if (const Status status = parse_summary(summary, experiment->points); !status)
-    return within(fmt::format("'{}'", summary_file.string()), status.error());
-  QWEN2_CHECK(load_measurements(folder, experiment->points));
+  QWEN2_TRY(const JsonFields manifest, JsonFields::read(folder / "manifest.json"));
+  QWEN2_TRY(Experiment experiment, parse_manifest(manifest));
+  QWEN2_TRY(const JsonFields summary, JsonFields::read(folder / "summary.json"));
+  QWEN2_CHECK(parse_summary(summary, experiment.points));
+  QWEN2_CHECK(load_measurements(folder, experiment.points));
   return experiment;
 }
 

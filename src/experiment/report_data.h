@@ -17,6 +17,9 @@ namespace qwen2::report {
 
 constexpr double kNoValue = std::numeric_limits<double>::quiet_NaN();
 
+// Larger counts in files are errors: sums of counts must not overflow.
+constexpr int64_t kMostCounted = 1'000'000'000'000'000;
+
 enum class Better { kHigher, kLower, kNone };
 
 // One metric over the repeats of a point. The interval has no value (NaN) with one repeat.

@@ -1,40 +1,37 @@
 // What the report takes from the result file of one repeat.
 #include <algorithm>
+#include <boost/json.hpp>
 #include <cmath>
 #include <string_view>
 
+#include "base/json_fields.h"
 #include "base/memory.h"
 #include "experiment/report_data.h"
-#include "experiment/report_json.h"
 
 namespace qwen2::report {
 
 namespace fs = std::filesystem;
-namespace json = boost::json;
 
 namespace {
 
 // A failed request has -1 where the server did not count.
-Result<int64_t> tokens(const Fields& fields, std::string_view name) {
-  QWEN2_TRY(const double value, fields.number_or_nan(name));
-  if (value == -1) return 0;
-  return fields.count_or_zero(name);
+Status read_tokens(const JsonFields& fields, std::string_view name, int64_t& tokens) {
+  QWEN2_CHECK(fields.optional(name, tokens, -1, kMostCounted));
+  tokens = std::max<int64_t>(0, tokens);
+  return {};
 }
 
-Result<Request> parse_request(const json::object& object) {
-  const Fields fields(object, "");
+Result<Request> parse_request(const JsonFields& fields) {
   Request request;
-  QWEN2_TRY(request.index, fields.count_or_zero("index"));
-  for (auto& [name, value] : {std::pair{"sent", &request.sent},
-                              {"first_content", &request.first_content},
-                              {"last_content", &request.last_content},
-                              {"end", &request.end},
-                              {"queue_seconds", &request.queue_seconds}}) {
-    QWEN2_TRY(*value, fields.number_or_nan(name));
-  }
-  QWEN2_TRY(request.prompt_tokens, tokens(fields, "prompt_tokens"));
-  QWEN2_TRY(request.completion_tokens, tokens(fields, "completion_tokens"));
-  QWEN2_TRY(request.failure, fields.text_or_empty("failure"));
+  QWEN2_CHECK(fields.optional("index", request.index, 0, kMostCounted));
+  QWEN2_CHECK(fields.optional("sent", request.sent));
+  QWEN2_CHECK(fields.optional("first_content", request.first_content));
+  QWEN2_CHECK(fields.optional("last_content", request.last_content));
+  QWEN2_CHECK(fields.optional("end", request.end));
+  QWEN2_CHECK(fields.optional("queue_seconds", request.queue_seconds));
+  QWEN2_CHECK(read_tokens(fields, "prompt_tokens", request.prompt_tokens));
+  QWEN2_CHECK(read_tokens(fields, "completion_tokens", request.completion_tokens));
+  QWEN2_CHECK(fields.optional("failure", request.failure));
   return request;
 }
 
@@ -46,46 +43,35 @@ Result<std::vector<Request>> read_requests(const fs::path& file) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
     rest.remove_prefix(std::min(line.size() + 1, rest.size()));
     if (line.empty()) continue;
-    boost::system::error_code error;
-    const json::value value = json::parse(line, error);
-    const std::string where = fmt::format("'{}', line {}", file.string(), number);
-    if (error || !value.is_object()) return fail(ErrorKind::kFormat, "{}: expected a JSON object", where);
-    auto request = parse_request(value.as_object());
-    if (!request) return within(where, request.error());
-    requests.push_back(*std::move(request));
+    QWEN2_TRY(const JsonFields fields,
+              JsonFields::parse(line, fmt::format("'{}', line {}", file.string(), number)));
+    QWEN2_TRY(Request request, parse_request(fields));
+    requests.push_back(std::move(request));
   }
   return requests;
 }
 
-Result<std::vector<TimelineSample>> parse_timeline(const json::array& array) {
-  std::vector<TimelineSample> timeline;
-  for (size_t i = 0; i < array.size(); ++i) {
-    QWEN2_TRY(const json::object* item, element(array, i, "timeline"));
-    const Fields fields(*item, fmt::format("timeline[{}].", i));
-    TimelineSample sample;
-    for (auto& [name, value] : {std::pair{"t", &sample.t},
-                                {"vram_bytes", &sample.vram_bytes},
-                                {"host_bytes", &sample.host_bytes},
-                                {"running", &sample.running},
-                                {"waiting", &sample.waiting}}) {
-      QWEN2_TRY(*value, fields.number_or_nan(name));
-    }
-    timeline.push_back(sample);
-  }
-  return timeline;
+Result<TimelineSample> parse_sample(const JsonFields& fields) {
+  TimelineSample sample;
+  QWEN2_CHECK(fields.optional("t", sample.t));
+  QWEN2_CHECK(fields.optional("vram_bytes", sample.vram_bytes));
+  QWEN2_CHECK(fields.optional("host_bytes", sample.host_bytes));
+  QWEN2_CHECK(fields.optional("running", sample.running));
+  QWEN2_CHECK(fields.optional("waiting", sample.waiting));
+  return sample;
 }
 
 // A plan as `qwen2 plan` and a server's /stats write it: bytes by part, with "total" and "budget".
-Result<PlannedMemory> parse_plan(const json::object& object, const std::string& where) {
-  const Fields fields(object, where);
+Result<PlannedMemory> parse_plan(const JsonFields& fields) {
   PlannedMemory plan;
   for (const char* part : {"weights", "kv_pool", "workspace", "graphs", "runtime"}) {
-    QWEN2_TRY(const double bytes, fields.number_or_nan(part));
-    if (!(bytes > 0)) continue;
+    double bytes = 0;
+    QWEN2_CHECK(fields.optional(part, bytes));
+    if (bytes <= 0) continue;
     plan.parts.emplace_back(part, bytes);
     plan.total += bytes;
   }
-  QWEN2_TRY(plan.budget, fields.number_or_nan("budget"));
+  QWEN2_CHECK(fields.optional("budget", plan.budget));
   return plan;
 }
 
@@ -96,26 +82,19 @@ double peak(const std::vector<TimelineSample>& timeline, double TimelineSample::
   return most;
 }
 
-Result<std::vector<double>> parse_numbers(const json::array* array, const char* name) {
-  std::vector<double> numbers;
-  for (size_t i = 0; array != nullptr && i < array->size(); ++i) {
-    if (!(*array)[i].is_number()) return fail(ErrorKind::kFormat, "{}[{}]: expected a number", name, i);
-    numbers.push_back((*array)[i].to_number<double>());
-  }
-  return numbers;
-}
-
 // `own_peak`: the process' own peak may stand beside the plan. Not that of `bench engine`, whose measurement
 // of the read speed takes memory that no service would.
-Status parse_memory(const Fields& fields, bool own_peak, Measurement& m) {
+Status parse_memory(const JsonFields& fields, bool own_peak, Measurement& m) {
   for (const char* name : {"memory_plan", "bytes"}) {
-    QWEN2_TRY(const json::object* object, fields.object_or_null(name));
-    if (object == nullptr || m.plan) continue;
-    QWEN2_TRY(m.plan, parse_plan(*object, fmt::format("{}.", name)));
+    std::optional<JsonFields> plan;
+    QWEN2_CHECK(fields.optional(name, plan));
+    if (!plan || m.plan) continue;
+    QWEN2_TRY(m.plan, parse_plan(*plan));
     if (m.plan->parts.empty()) m.plan.reset();
   }
-  QWEN2_TRY(const double device, fields.number_or_nan("device_memory_bytes"));
-  QWEN2_TRY(const double process, fields.number_or_nan("peak_memory_bytes"));
+  double device = kNoValue, process = kNoValue;
+  QWEN2_CHECK(fields.optional("device_memory_bytes", device));
+  QWEN2_CHECK(fields.optional("peak_memory_bytes", process));
   for (const double bytes : {device, peak(m.timeline, &TimelineSample::vram_bytes),
                              own_peak ? process : kNoValue, peak(m.timeline, &TimelineSample::host_bytes)}) {
     if (std::isnan(m.memory_bytes)) m.memory_bytes = bytes;
@@ -123,33 +102,33 @@ Status parse_memory(const Fields& fields, bool own_peak, Measurement& m) {
   return {};
 }
 
-Status parse_serve(const Fields& fields, Measurement& m) {
-  QWEN2_TRY(const json::array* ttfts, fields.array_or_null("ttfts"));
-  QWEN2_TRY(m.ttft, parse_numbers(ttfts, "ttfts"));
+Status parse_serve(const JsonFields& fields, Measurement& m) {
+  JsonFields failures;
+  QWEN2_CHECK(fields.optional("ttfts", m.ttft));
   std::erase(m.ttft, 0.0);  // as vLLM writes them: 0 of a request without a first token
-  QWEN2_TRY(m.interrupted, fields.flag_or_false("interrupted"));
-  QWEN2_TRY(const json::object* failures, fields.object_or_null("failures"));
-  if (failures == nullptr) return {};
-  const Fields kinds(*failures, "failures.");
-  for (const auto& [kind, unused] : *failures) {
-    QWEN2_TRY(const int64_t count, kinds.count_or_zero(kind));
+  QWEN2_CHECK(fields.optional("interrupted", m.interrupted));
+  QWEN2_CHECK(fields.optional("failures", failures));
+  for (const auto& [kind, unused] : failures.object()) {
+    int64_t count = 0;
+    QWEN2_CHECK(failures.optional(kind, count, 0, kMostCounted));
     if (count > 0) m.failures.emplace(kind, count);
   }
   return {};
 }
 
-Result<Measurement> parse_measurement(const json::object& root, const std::string& measure) {
-  const Fields fields(root, "");
+Result<Measurement> parse_measurement(const JsonFields& fields, const std::string& measure) {
   Measurement m;
-  QWEN2_TRY(const json::array* timeline, fields.array_or_null("timeline"));
-  if (timeline != nullptr) {
-    QWEN2_TRY(m.timeline, parse_timeline(*timeline));
+  std::vector<JsonFields> timeline;
+  QWEN2_CHECK(fields.optional("timeline", timeline));
+  for (const JsonFields& item : timeline) {
+    QWEN2_TRY(const TimelineSample sample, parse_sample(item));
+    m.timeline.push_back(sample);
   }
   if (measure == "serve") QWEN2_CHECK(parse_serve(fields, m));
   QWEN2_CHECK(parse_memory(fields, measure != "engine", m));
-  if (measure == "plan" && fields.has("fits")) {
-    QWEN2_TRY(m.fits, fields.flag_or_false("fits"));
-    QWEN2_TRY(m.cure, fields.text_or_empty("cure"));
+  if (measure == "plan" && fields.value("fits") != nullptr) {
+    QWEN2_CHECK(fields.required("fits", m.fits));
+    QWEN2_CHECK(fields.optional("cure", m.cure));
     m.memory_bytes = kNoValue;
   }
   return m;
@@ -158,13 +137,12 @@ Result<Measurement> parse_measurement(const json::object& root, const std::strin
 }  // namespace
 
 Result<Measurement> load_measurement(const fs::path& file, const std::string& measure) {
-  QWEN2_TRY(const json::object root, read_json_object(file));
-  auto measurement = parse_measurement(root, measure);
-  if (!measurement) return within(fmt::format("'{}'", file.string()), measurement.error());
+  QWEN2_TRY(const JsonFields fields, JsonFields::read(file));
+  QWEN2_TRY(Measurement measurement, parse_measurement(fields, measure));
   fs::path requests = file;
   requests.replace_extension(".requests.jsonl");
   if (measure == "serve" && fs::exists(requests)) {
-    QWEN2_TRY(measurement->requests, read_requests(requests));
+    QWEN2_TRY(measurement.requests, read_requests(requests));
   }
   return measurement;
 }

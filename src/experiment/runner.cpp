@@ -6,6 +6,7 @@
 #include <random>
 #include <thread>
 
+#include "base/json_fields.h"
 #include "base/memory.h"
 #include "base/subprocess.h"
 #include "base/units.h"
@@ -283,13 +284,12 @@ class Run {
       repeat.error = failure(ended, log, refused, grid.timeout_seconds);
       return repeat;
     }
-    const auto value = read_json_file(result);
-    if (!value || !value->is_object()) {
-      repeat.error = value ? "the result is no JSON object" : value.error().message;
+    const auto fields = JsonFields::read(result);
+    if (!fields) {
+      repeat.error = fields.error().message;
       return repeat;
     }
-    const json::value* completed = value->get_object().if_contains("completed");
-    if (grid.measure == Measure::kServe && completed != nullptr && *completed == 0) {
+    if (grid.measure == Measure::kServe && fields->find<int64_t>("completed") == 0) {
       repeat.error = "no request was completed";
       return repeat;
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/json_fields.h"
 #include "base/memory.h"
 
 namespace qwen2 {
@@ -94,16 +95,16 @@ Result<std::vector<PointSummary>> summarise_points(const fs::path& directory, co
   std::vector<PointSummary> summaries;
   for (const ManifestPoint& point : manifest.points) {
     PointSummary& summary = summaries.emplace_back(&point);
-    std::vector<json::value> results;
+    std::vector<JsonFields> results;
     for (const Repeat& repeat : point.repeats) {
       if (repeat.outcome != Outcome::kOk) continue;
-      QWEN2_TRY(json::value result, read_json_file(directory / repeat.file));
+      QWEN2_TRY(JsonFields result, JsonFields::read(directory / repeat.file));
       results.push_back(std::move(result));
     }
     for (const Metric& metric : metrics_of(point.measure)) {
       MetricSummary found{&metric, {}};
-      for (const json::value& result : results) {
-        if (const auto value = read_metric(result, metric)) found.values.push_back(*value);
+      for (const JsonFields& result : results) {
+        if (const auto value = read_metric(result.object(), metric)) found.values.push_back(*value);
       }
       if (!found.values.empty()) summary.metrics.push_back(std::move(found));
     }

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <random>
 
+#include "base/json_fields.h"
 #include "base/memory.h"
 #include "experiment/comparison.h"
 #include "experiment/inference.h"
@@ -195,9 +196,10 @@ TEST_F(Directories, SummariesHoldTheInterval) {
   const auto points = summarise_points(directory, *m);
   ASSERT_TRUE(points);
   ASSERT_TRUE(write_summary(directory, *points));
-  const auto summary = read_json_file(directory / "summary.json");
+  const auto summary = JsonFields::read(directory / "summary.json");
+  ASSERT_TRUE(summary) << summary.error().message;
   const json::object& metric =
-      summary->at("points").at(0).at("metrics").at("decode_tokens_per_second.median").as_object();
+      summary->object().at("points").at(0).at("metrics").at("decode_tokens_per_second.median").as_object();
   EXPECT_EQ(metric.at("n"), 3);
   EXPECT_EQ(metric.at("mean").as_double(), 12);
   EXPECT_EQ(metric.at("median").as_double(), 12);

@@ -224,9 +224,11 @@ TEST(Schedule, EveryBlockHasEveryPointOnce) {
 }
 
 TEST(Metrics, AreFoundInResults) {
-  const json::value result = json::parse(R"({"a": {"median": 2.5}, "completed": 3, "request_goodput": null,
+  const json::value parsed = json::parse(R"({"a": {"median": 2.5}, "completed": 3, "request_goodput": null,
     "memory_plan": {"total": 7}, "timeline": [{"vram_bytes": 5}, {"vram_bytes": 9}, {"vram_bytes": null}, 3]})");
-  const auto read = [&](std::string_view name) { return read_metric(result, *find_metric(name)); };
+  const auto read = [&](std::string_view name) {
+    return read_metric(parsed.as_object(), *find_metric(name));
+  };
   EXPECT_EQ(read("completed"), 3);
   EXPECT_EQ(read("memory_plan.total"), 7);
   EXPECT_EQ(read("peak_vram_bytes"), 9);

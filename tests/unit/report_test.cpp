@@ -332,7 +332,7 @@ TEST_F(BrokenCopy, TheSummarysPointsAreTheManifests) {
 }
 TEST_F(BrokenCopy, HalfAFileIsNamed) {
   write("points/p002/r2.json", R"({"ttfts": [0.1,)");
-  expect_error({"points/p002/r2.json", "not JSON"});
+  expect_error({"points/p002/r2.json", "not valid JSON"});
 }
 TEST_F(BrokenCopy, ResultsAreChecked) {
   replace("points/p001/r1.json", "\"ttfts\":[", "\"ttfts\":[null,");
@@ -340,7 +340,7 @@ TEST_F(BrokenCopy, ResultsAreChecked) {
 }
 TEST_F(BrokenCopy, LinesOfRequestsAreNamed) {
   replace("points/p001/r1.requests.jsonl", "\"index\": 1,", "\"index\": 1.5,");
-  expect_error({"r1.requests.jsonl", "line 2", "index", "a count"});
+  expect_error({"r1.requests.jsonl", "line 2", "index", "an integer", "1.5"});
 }
 TEST_F(BrokenCopy, AManifestMustBeThere) {
   fs::remove(folder_ / "manifest.json");
