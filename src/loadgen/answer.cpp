@@ -1,85 +1,72 @@
 #include "loadgen/answer.h"
 
+#include <boost/json.hpp>
+#include <optional>
+
 namespace qwen2 {
 namespace {
 
 namespace json = boost::json;
 
-int64_t integer_at(const json::object& object, std::string_view key, int64_t otherwise) {
-  const json::value* value = object.if_contains(key);
-  return value != nullptr && value->is_int64() ? value->get_int64() : otherwise;
-}
-
-const json::object* object_at(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr ? nullptr : value->if_object();
-}
-
-const json::string* string_at(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr ? nullptr : value->if_string();
+void read_count(const JsonFields& fields, std::string_view name, int64_t& count) {
+  count = fields.find<int64_t>(name).value_or(count);
 }
 
 // Token counts and this project's own timings, from a usage event, a whole response or /generate's.
-void read_usage(const json::object& root, RequestRecord& record) {
-  const json::object* usage = object_at(root, "usage");
-  const json::object& counts = usage != nullptr ? *usage : root;
-  record.prompt_tokens = integer_at(counts, "prompt_tokens", record.prompt_tokens);
-  record.completion_tokens = integer_at(counts, "completion_tokens", record.completion_tokens);
-  const json::object* timings = object_at(root, "timings");
-  const json::object& times = timings != nullptr ? *timings : root;
-  if (const json::value* queue = times.if_contains("queue_seconds")) {
-    json::error_code code;
-    const double seconds = queue->to_number<double>(code);
-    if (!code) record.queue_seconds = seconds;
-  }
+void read_usage(const JsonFields& root, RequestRecord& record) {
+  const auto usage = root.find<JsonFields>("usage");
+  const JsonFields& counts = usage ? *usage : root;
+  read_count(counts, "prompt_tokens", record.prompt_tokens);
+  read_count(counts, "completion_tokens", record.completion_tokens);
+  const auto timings = root.find<JsonFields>("timings");
+  const JsonFields& times = timings ? *timings : root;
+  record.queue_seconds = times.find<double>("queue_seconds").value_or(record.queue_seconds);
   // llama.cpp counts in its timings also where the client did not ask for the usage.
-  if (usage == nullptr && timings != nullptr && timings->contains("predicted_n")) {
-    record.completion_tokens = integer_at(*timings, "predicted_n", record.completion_tokens);
-    record.prompt_tokens = integer_at(*timings, "prompt_n", 0) + integer_at(*timings, "cache_n", 0);
+  if (!usage && timings && timings->value("predicted_n") != nullptr) {
+    read_count(*timings, "predicted_n", record.completion_tokens);
+    record.prompt_tokens =
+        timings->find<int64_t>("prompt_n").value_or(0) + timings->find<int64_t>("cache_n").value_or(0);
   }
 }
 
 struct Piece {
-  const json::string* text = nullptr;  // null: the event carries no token
+  std::optional<std::string_view> text;  // none: the event carries no token
   bool names_role = false;
   bool finishes = false;
 };
 
 // Models that reason put their first tokens under another name: they are tokens all the same.
-const json::string* text_of_message(const json::object& message) {
-  const json::string* content = string_at(message, "content");
-  if (content != nullptr && !content->empty()) return content;
+std::optional<std::string_view> text_of_message(const JsonFields& message) {
+  const auto content = message.find<std::string_view>("content");
+  if (content && !content->empty()) return content;
   for (const char* key : {"reasoning_content", "reasoning"}) {
-    const json::string* text = string_at(message, key);
-    if (text != nullptr && !text->empty()) return text;
+    const auto text = message.find<std::string_view>(key);
+    if (text && !text->empty()) return text;
   }
   return content;
 }
 
-Piece find_piece(const json::object& root) {
-  Piece piece{string_at(root, "text"), false, false};
-  const json::value* choices = root.if_contains("choices");
-  const json::array* list = choices == nullptr ? nullptr : choices->if_array();
-  const json::object* choice = list == nullptr || list->empty() ? nullptr : list->front().if_object();
-  if (choice == nullptr) return piece;
-  piece.text = string_at(*choice, "text");
-  piece.finishes = string_at(*choice, "finish_reason") != nullptr;
+Piece find_piece(const JsonFields& root) {
+  Piece piece{root.find<std::string_view>("text"), false, false};
+  const auto choices = root.find<std::vector<JsonFields>>("choices");
+  if (!choices || choices->empty()) return piece;
+  const JsonFields& choice = choices->front();
+  piece.text = choice.find<std::string_view>("text");
+  piece.finishes = choice.find<std::string_view>("finish_reason").has_value();
   for (const char* key : {"delta", "message"}) {
-    const json::object* message = object_at(*choice, key);
-    if (message == nullptr) continue;
+    const auto message = choice.find<JsonFields>(key);
+    if (!message) continue;
     piece.text = text_of_message(*message);
-    piece.names_role = message->contains("role");
+    piece.names_role = message->object().contains("role");
   }
   return piece;
 }
 
 // The error of an event or a response, in any of the shapes that servers give it; empty when it is none.
-std::string error_of(const json::object& root) {
-  if (const json::value* error = root.if_contains("error"); error != nullptr && !error->is_null())
+std::string error_of(const JsonFields& root) {
+  if (const json::value* error = root.value("error"))
     return error->is_string() ? std::string(error->get_string()) : json::serialize(*error);
-  const json::string* object = string_at(root, "object");
-  return object != nullptr && *object == "error" ? json::serialize(root) : std::string();
+  return root.find<std::string_view>("object") == "error" ? json::serialize(root.object()) : std::string();
 }
 
 }  // namespace
@@ -120,25 +107,23 @@ void AnswerReader::read_event(std::string_view data, double now) {
     done_ = true;
     return;
   }
-  json::error_code code;
-  const json::value root = json::parse(data, code);
-  if (code || !root.is_object()) return set_failure(record_, "bad_response", "an event is not a JSON object");
-  const json::object& object = root.get_object();
-  if (std::string error = error_of(object); !error.empty())
+  const auto root = JsonFields::parse(data, "");
+  if (!root) return set_failure(record_, "bad_response", "an event is not a JSON object");
+  if (std::string error = error_of(*root); !error.empty())
     return set_failure(record_, "server_error", std::move(error));
   if (dialect_.kind == ServerKind::kOllama) {
-    read_ollama(object, now);
+    read_ollama(*root, now);
   } else if (dialect_.native()) {
-    read_tgi(object, now);
+    read_tgi(*root, now);
   } else {
-    read_openai(object, now);
+    read_openai(*root, now);
   }
 }
 
-void AnswerReader::read_openai(const json::object& root, double now) {
+void AnswerReader::read_openai(const JsonFields& root, double now) {
   read_usage(root, record_);
   const Piece piece = find_piece(root);
-  if (piece.text == nullptr) return;
+  if (!piece.text) return;
   // A token may complete no text (a special token, a part of a character); its event counts all the same.
   // What does not: the announcement of the role, and an end without text, which is a token's only here and
   // with vLLM.
@@ -148,53 +133,47 @@ void AnswerReader::read_openai(const json::object& root, double now) {
 }
 
 // There is no [DONE]: the last token's event carries the whole text.
-void AnswerReader::read_tgi(const json::object& root, double now) {
-  if (const json::object* token = object_at(root, "token")) {
-    const json::string* text = string_at(*token, "text");
-    const json::value* special = token->if_contains("special");
-    const bool hidden = special != nullptr && special->is_bool() && special->get_bool();
-    add_token(text == nullptr || hidden ? std::string_view() : std::string_view(*text), now);
+void AnswerReader::read_tgi(const JsonFields& root, double now) {
+  if (const auto token = root.find<JsonFields>("token")) {
+    const bool hidden = token->find<bool>("special").value_or(false);
+    add_token(hidden ? "" : token->find<std::string_view>("text").value_or(""), now);
   }
-  if (const json::object* details = object_at(root, "details")) {
-    record_.completion_tokens = integer_at(*details, "generated_tokens", record_.completion_tokens);
-    record_.prompt_tokens = integer_at(*details, "input_length", record_.prompt_tokens);
+  if (const auto details = root.find<JsonFields>("details")) {
+    read_count(*details, "generated_tokens", record_.completion_tokens);
+    read_count(*details, "input_length", record_.prompt_tokens);
   }
-  if (string_at(root, "generated_text") != nullptr) done_ = true;
+  if (root.find<std::string_view>("generated_text")) done_ = true;
 }
 
 // A last object without text says "done" and has the counts; prompts that were cached may not be counted.
-void AnswerReader::read_ollama(const json::object& root, double now) {
-  const json::object* message = object_at(root, "message");
-  const json::object& holder = message != nullptr ? *message : root;
-  const json::value* done = root.if_contains("done");
-  const bool last = done != nullptr && done->is_bool() && done->get_bool();
-  const json::string* text = string_at(holder, message != nullptr ? "content" : "response");
-  const json::string* thinking = string_at(holder, "thinking");
-  if (thinking != nullptr && !thinking->empty()) text = thinking;
-  if (text != nullptr && !(last && text->empty()) && dialect_.stream) add_token(*text, now);
-  if (text != nullptr && !dialect_.stream) record_.text = *text;
+void AnswerReader::read_ollama(const JsonFields& root, double now) {
+  const auto message = root.find<JsonFields>("message");
+  const JsonFields& holder = message ? *message : root;
+  const bool last = root.find<bool>("done").value_or(false);
+  auto text = holder.find<std::string_view>(message ? "content" : "response");
+  const auto thinking = holder.find<std::string_view>("thinking");
+  if (thinking && !thinking->empty()) text = thinking;
+  if (text && !(last && text->empty()) && dialect_.stream) add_token(*text, now);
+  if (text && !dialect_.stream) record_.text = *text;
   if (!last) return;
   done_ = true;
-  record_.prompt_tokens = integer_at(root, "prompt_eval_count", record_.prompt_tokens);
-  record_.completion_tokens = integer_at(root, "eval_count", record_.completion_tokens);
+  read_count(root, "prompt_eval_count", record_.prompt_tokens);
+  read_count(root, "eval_count", record_.completion_tokens);
 }
 
 void AnswerReader::read_whole() {
-  json::error_code code;
-  const json::value root = json::parse(pending_, code);
-  if (code || !root.is_object())
-    return set_failure(record_, "bad_response", "the response is not a JSON object");
-  const json::object& object = root.get_object();
-  if (std::string error = error_of(object); !error.empty())
+  const auto root = JsonFields::parse(pending_, "");
+  if (!root) return set_failure(record_, "bad_response", "the response is not a JSON object");
+  if (std::string error = error_of(*root); !error.empty())
     return set_failure(record_, "server_error", std::move(error));
-  if (dialect_.kind == ServerKind::kOllama) return read_ollama(object, 0);
+  if (dialect_.kind == ServerKind::kOllama) return read_ollama(*root, 0);
   if (dialect_.native()) {
-    read_tgi(object, 0);
-    if (const json::string* text = string_at(object, "generated_text")) record_.text = *text;
+    read_tgi(*root, 0);
+    record_.text = root->find<std::string_view>("generated_text").value_or(record_.text);
     return;
   }
-  read_usage(object, record_);
-  if (const json::string* text = find_piece(object).text) record_.text = *text;
+  read_usage(*root, record_);
+  if (const auto text = find_piece(*root).text) record_.text = *text;
 }
 
 }  // namespace qwen2

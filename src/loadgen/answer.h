@@ -5,10 +5,10 @@
 // https://github.com/ollama/ollama/blob/main/docs/api.md
 #pragma once
 
-#include <boost/json.hpp>
 #include <string>
 #include <string_view>
 
+#include "base/json_fields.h"
 #include "loadgen/request_record.h"
 #include "loadgen/server_kind.h"
 #include "loadgen/sse.h"
@@ -26,9 +26,9 @@ class AnswerReader {
 
  private:
   void read_event(std::string_view data, double now);
-  void read_openai(const boost::json::object& root, double now);
-  void read_tgi(const boost::json::object& root, double now);
-  void read_ollama(const boost::json::object& root, double now);
+  void read_openai(const JsonFields& root, double now);
+  void read_tgi(const JsonFields& root, double now);
+  void read_ollama(const JsonFields& root, double now);
   void read_whole();
   void add_token(std::string_view text, double now);
 

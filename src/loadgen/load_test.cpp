@@ -123,10 +123,9 @@ Result<LoadTestResult> run_load_test(const LoadTestOptions& options, const Targe
   result.interrupted = warmup.interrupted;
   if (result.interrupted) return result;
   result.ramp = loop.ramp = ramp_of(options, result.warmup);
-  const boost::json::object stats = fetch_stats(target.url, target.dialect.kind);
-  if (const auto* plan_json = stats.if_contains("memory_plan");
-      plan_json != nullptr && plan_json->is_object())
-    result.memory_plan = plan_json->get_object();
+  result.memory_plan = fetch_stats(target.url, target.dialect.kind)
+                           .find<boost::json::object>("memory_plan")
+                           .value_or(boost::json::object());
   std::atomic<int64_t> in_flight = 0;
   LoopHooks watched = hooks;
   watched.in_flight = &in_flight;

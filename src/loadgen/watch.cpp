@@ -9,23 +9,15 @@
 namespace qwen2 {
 namespace {
 
-namespace json = boost::json;
-
 constexpr double kLookSeconds = 2;
 
-std::optional<int64_t> integer(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  if (value == nullptr || !value->is_int64()) return std::nullopt;
-  return value->get_int64();
-}
-
-void read_stats(const json::object& stats, WatchSample& sample) {
-  sample.running = integer(stats, "running");
-  sample.waiting = integer(stats, "waiting");
-  sample.host_bytes = integer(stats, "resident_memory_bytes");
-  sample.vram_bytes = integer(stats, "device_memory_bytes");
-  const auto pages = integer(stats, "kv_pages");
-  const auto free = integer(stats, "kv_pages_free");
+void read_stats(const JsonFields& stats, WatchSample& sample) {
+  sample.running = stats.find<int64_t>("running");
+  sample.waiting = stats.find<int64_t>("waiting");
+  sample.host_bytes = stats.find<int64_t>("resident_memory_bytes");
+  sample.vram_bytes = stats.find<int64_t>("device_memory_bytes");
+  const auto pages = stats.find<int64_t>("kv_pages");
+  const auto free = stats.find<int64_t>("kv_pages_free");
   if (pages && free) sample.kv_pages_used = *pages - *free;
 }
 
@@ -42,9 +34,9 @@ std::optional<double> metric(std::string_view line, std::string_view name) {
 }
 
 // qwen2 runs on a card: only there are steps recorded.
-bool plans_graphs(const json::object& stats) {
-  const json::value* plan = stats.if_contains("memory_plan");
-  return plan != nullptr && plan->is_object() && integer(plan->get_object(), "graphs").value_or(0) > 0;
+bool plans_graphs(const JsonFields& stats) {
+  const auto plan = stats.find<JsonFields>("memory_plan");
+  return plan && plan->find<int64_t>("graphs").value_or(0) > 0;
 }
 
 // The cards of this machine say nothing of a server on another.
@@ -62,13 +54,11 @@ void add(std::optional<int64_t>& sum, std::optional<double> value) {
 
 }  // namespace
 
-json::object fetch_stats(const Url& url, ServerKind kind) {
+JsonFields fetch_stats(const Url& url, ServerKind kind) {
   if (kind != ServerKind::kQwen2) return {};
   const auto body = http_get(url, "/stats", kLookSeconds);
   if (!body) return {};
-  json::error_code code;
-  json::value root = json::parse(*body, code);
-  return !code && root.is_object() ? std::move(root.get_object()) : json::object();
+  return JsonFields::parse(*body, "/stats").value_or(JsonFields());
 }
 
 void read_metrics(std::string_view page, WatchSample& sample) {
@@ -126,7 +116,7 @@ WatchSample Watcher::look() {
   sample.in_flight = in_flight_.load(std::memory_order_relaxed);
   bool on_card = true;
   if (kind_ == ServerKind::kQwen2) {
-    const json::object stats = fetch_stats(url_, kind_);
+    const JsonFields stats = fetch_stats(url_, kind_);
     read_stats(stats, sample);
     on_card = plans_graphs(stats);
   } else if (page_answers_ && has_metrics(kind_)) {

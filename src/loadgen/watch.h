@@ -3,7 +3,6 @@
 #pragma once
 
 #include <atomic>
-#include <boost/json.hpp>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -12,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/json_fields.h"
 #include "loadgen/http_client.h"
 #include "loadgen/server_kind.h"
 
@@ -25,7 +25,7 @@ struct WatchSample {
 };
 
 // What qwen2's /stats says; empty for other servers.
-boost::json::object fetch_stats(const Url& url, ServerKind kind);
+JsonFields fetch_stats(const Url& url, ServerKind kind);
 
 // Fills the queue's counts from a Prometheus page of vLLM, llama.cpp or TGI.
 void read_metrics(std::string_view page, WatchSample& sample);
