@@ -86,22 +86,24 @@ class AwqReader final : public QuantizedReader {
 
 }  // namespace
 
-ReaderResult open_awq_reader(const TensorTable& tensors, const QuantizationSettings& settings) {
-  QWEN2_TRY(const int64_t bits, settings.integer("bits"));
+ReaderResult open_awq_reader(const TensorTable& tensors, const JsonFields& settings) {
+  int64_t bits = 0;
+  std::string version = "gemm";
+  bool zero_point = true;
+  QWEN2_CHECK(settings.required("bits", bits));
   if (bits != 4) {
-    return fail(ErrorKind::kUnsupported, "'quantization_config.bits' is {}; 4 was expected for \"awq\"",
-                bits);
+    return settings.error("bits", fmt::format("is {}; 4 was expected for \"awq\"", bits),
+                          ErrorKind::kUnsupported);
   }
-  QWEN2_TRY(const int64_t group, settings.group_size());
-  QWEN2_TRY(const std::string_view version, settings.text("version", "gemm"));
+  QWEN2_TRY(const int64_t group, group_size(settings));
+  QWEN2_CHECK(settings.optional("version", version));
   if (version != "gemm" && version != "GEMM") {
-    return fail(ErrorKind::kUnsupported, "'quantization_config.version' is \"{}\"; \"gemm\" was expected",
-                version.substr(0, 64));
+    return settings.error("version", fmt::format("is \"{}\"; \"gemm\" was expected", version.substr(0, 64)),
+                          ErrorKind::kUnsupported);
   }
-  QWEN2_TRY(const bool zero_point, settings.boolean("zero_point", true));
-  if (!zero_point) {
-    return fail(ErrorKind::kUnsupported, "'quantization_config.zero_point' is false; true was expected");
-  }
+  QWEN2_CHECK(settings.optional("zero_point", zero_point));
+  if (!zero_point)
+    return settings.error("zero_point", "is false; true was expected", ErrorKind::kUnsupported);
   return std::make_unique<AwqReader>(tensors, group);
 }
 

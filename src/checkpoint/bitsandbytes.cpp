@@ -83,16 +83,17 @@ class BitsandbytesReader final : public QuantizedReader {
 
 }  // namespace
 
-ReaderResult open_bitsandbytes_reader(const TensorTable& tensors, const QuantizationSettings& settings) {
-  QWEN2_TRY(const bool four_bits, settings.boolean("load_in_4bit", false));
+ReaderResult open_bitsandbytes_reader(const TensorTable& tensors, const JsonFields& settings) {
+  bool four_bits = false, eight_bits = false;
+  QWEN2_CHECK(settings.optional("load_in_4bit", four_bits));
   if (four_bits) {
-    return fail(ErrorKind::kUnsupported,
-                "'quantization_config.load_in_4bit' is true: bitsandbytes in 4 bits is not supported");
+    return settings.error("load_in_4bit", "is true: bitsandbytes in 4 bits is not supported",
+                          ErrorKind::kUnsupported);
   }
-  QWEN2_TRY(const bool eight_bits, settings.boolean("load_in_8bit", false));
+  QWEN2_CHECK(settings.optional("load_in_8bit", eight_bits));
   if (!eight_bits) {
-    return fail(ErrorKind::kUnsupported,
-                "'quantization_config.load_in_8bit' is not true; 8 bits were expected for \"bitsandbytes\"");
+    return settings.error("load_in_8bit", "is not true; 8 bits were expected for \"bitsandbytes\"",
+                          ErrorKind::kUnsupported);
   }
   return std::make_unique<BitsandbytesReader>(tensors);
 }

@@ -184,22 +184,25 @@ class GptqReader final : public QuantizedReader {
 
 }  // namespace
 
-ReaderResult open_gptq_reader(const TensorTable& tensors, const QuantizationSettings& settings) {
+ReaderResult open_gptq_reader(const TensorTable& tensors, const JsonFields& settings) {
   Settings s;
-  QWEN2_TRY(s.bits, settings.integer("bits"));
+  std::string layout = "gptq";
+  bool marlin = false;
+  QWEN2_CHECK(settings.required("bits", s.bits));
   if (s.bits != 4 && s.bits != 8) {
-    return fail(ErrorKind::kUnsupported, "'quantization_config.bits' is {}; 4 or 8 was expected for \"gptq\"",
-                s.bits);
+    return settings.error("bits", fmt::format("is {}; 4 or 8 was expected for \"gptq\"", s.bits),
+                          ErrorKind::kUnsupported);
   }
-  QWEN2_TRY(s.group, settings.group_size());
-  QWEN2_TRY(s.sym, settings.boolean("sym", true));
-  QWEN2_TRY(s.desc_act, settings.boolean("desc_act", false));
-  QWEN2_TRY(const std::string_view layout, settings.text("checkpoint_format", "gptq"));
-  QWEN2_TRY(const bool marlin, settings.boolean("is_marlin_format", false));
+  QWEN2_TRY(s.group, group_size(settings));
+  QWEN2_CHECK(settings.optional("sym", s.sym));
+  QWEN2_CHECK(settings.optional("desc_act", s.desc_act));
+  QWEN2_CHECK(settings.optional("checkpoint_format", layout));
+  QWEN2_CHECK(settings.optional("is_marlin_format", marlin));
   if ((layout != "gptq" && layout != "gptq_v2") || marlin) {
-    return fail(ErrorKind::kUnsupported,
-                "'quantization_config.checkpoint_format' is \"{}\"; \"gptq\" or \"gptq_v2\" was expected",
-                marlin ? "marlin" : layout.substr(0, 64));
+    return settings.error("checkpoint_format",
+                          fmt::format("is \"{}\"; \"gptq\" or \"gptq_v2\" was expected",
+                                      marlin ? "marlin" : layout.substr(0, 64)),
+                          ErrorKind::kUnsupported);
   }
   if (layout == "gptq") s.zero_offset = s.bits == 4 ? 0x11111111U : 0x01010101U;
   return std::make_unique<GptqReader>(tensors, s);

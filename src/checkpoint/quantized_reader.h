@@ -2,12 +2,11 @@
 // "quantization_config". A module is a linear layer, NAME in "NAME.weight".
 #pragma once
 
-#include <boost/json/object.hpp>
 #include <memory>
-#include <optional>
 #include <string_view>
 
 #include "base/error.h"
+#include "base/json_fields.h"
 #include "checkpoint/tensor_table.h"
 #include "tensor/quantized_matrix.h"
 
@@ -31,34 +30,19 @@ class QuantizedReader {
                       int64_t first_row) const = 0;
 };
 
-// The fields of "quantization_config". Errors name the field and what was expected.
-class QuantizationSettings {
- public:
-  explicit QuantizationSettings(const boost::json::object& object) : object_(object) {}
-
-  [[nodiscard]] Result<int64_t> integer(std::string_view key) const;
-  // Absent or null fields have the value `fallback`; without one they are errors.
-  [[nodiscard]] Result<bool> boolean(std::string_view key, std::optional<bool> fallback) const;
-  [[nodiscard]] Result<std::string_view> text(std::string_view key,
-                                              std::optional<std::string_view> fallback) const;
-  // "group_size": columns of a group, or -1 for whole rows.
-  [[nodiscard]] Result<int64_t> group_size() const;
-
- private:
-  [[nodiscard]] const boost::json::value* find(std::string_view key) const;
-
-  const boost::json::object& object_;
-};
-
 using ReaderResult = Result<std::unique_ptr<QuantizedReader>>;
 
-// Each keeps a reference to `tensors`.
-ReaderResult open_gptq_reader(const TensorTable& tensors, const QuantizationSettings& settings);
-ReaderResult open_awq_reader(const TensorTable& tensors, const QuantizationSettings& settings);
-ReaderResult open_bitsandbytes_reader(const TensorTable& tensors, const QuantizationSettings& settings);
+// Each keeps a reference to `tensors`. `settings` is "quantization_config"; absent fields have the defaults of
+// the programs that write them.
+ReaderResult open_gptq_reader(const TensorTable& tensors, const JsonFields& settings);
+ReaderResult open_awq_reader(const TensorTable& tensors, const JsonFields& settings);
+ReaderResult open_bitsandbytes_reader(const TensorTable& tensors, const JsonFields& settings);
 
 // The reader that `config_json` asks for; null when it has no "quantization_config".
 ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view config_json);
+
+// "group_size" of the settings: columns of a group, or -1 for whole rows.
+Result<int64_t> group_size(const JsonFields& settings);
 
 // A group of -1 is the whole row. Groups that do not divide `cols` are an error, and so are columns that are
 // no multiple of 8, as QuantizedMatrix requires.

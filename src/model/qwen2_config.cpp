@@ -1,124 +1,92 @@
 #include "model/qwen2_config.h"
 
-#include <boost/json.hpp>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <optional>
 #include <string>
+
+#include "base/json_fields.h"
 
 namespace qwen2 {
 namespace {
 
-namespace json = boost::json;
-
-Result<int64_t> integer(const json::object& object, std::string_view key, int64_t low, int64_t high) {
-  const json::value* value = object.if_contains(key);
-  if (value == nullptr) return fail(ErrorKind::kFormat, "'{}' is missing", key);
-  if (!value->is_int64() || value->get_int64() < low || value->get_int64() > high) {
-    return fail(ErrorKind::kFormat, "'{}' must be an integer from {} to {}", key, low, high);
-  }
-  return value->get_int64();
+// `supported` is the only value that the program knows; an absent field has it.
+Status check_only(const JsonFields& fields, std::string_view name, std::string_view supported) {
+  std::string_view text = supported;
+  QWEN2_CHECK(fields.optional(name, text));
+  if (text == supported) return {};
+  return fields.error(name, fmt::format("is \"{}\"; only \"{}\" is supported", text.substr(0, 64), supported),
+                      ErrorKind::kUnsupported);
 }
 
-Result<double> number(const json::object& object, std::string_view key, double low, double high) {
-  const json::value* value = object.if_contains(key);
-  if (value == nullptr) return fail(ErrorKind::kFormat, "'{}' is missing", key);
-  json::error_code code;
-  const double result = value->to_number<double>(code);
-  if (code || !(result >= low && result <= high)) {
-    return fail(ErrorKind::kFormat, "'{}' must be a number from {} to {}", key, low, high);
+Status check_architecture(const JsonFields& fields) {
+  if (fields.value("model_type") == nullptr) {
+    return fields.error("model_type", "is missing; only \"qwen2\" is supported", ErrorKind::kUnsupported);
   }
-  return result;
-}
-
-bool is_absent(const json::object& object, std::string_view key) {
-  const json::value* value = object.if_contains(key);
-  return value == nullptr || value->is_null();
-}
-
-Status check_architecture(const json::object& object) {
-  const json::value* type = object.if_contains("model_type");
-  if (type == nullptr || !type->is_string() || type->get_string() != "qwen2") {
-    return fail(ErrorKind::kUnsupported, "'model_type' is {}; only \"qwen2\" is supported",
-                type == nullptr ? "missing" : json::serialize(*type).substr(0, 64));
+  QWEN2_CHECK(check_only(fields, "model_type", "qwen2"));
+  std::vector<std::string> architectures{"Qwen2ForCausalLM"};
+  QWEN2_CHECK(fields.optional("architectures", architectures));
+  if (architectures.size() != 1 || architectures[0] != "Qwen2ForCausalLM") {
+    return fields.error("architectures",
+                        fmt::format("names {:.64}; only Qwen2ForCausalLM is supported",
+                                    fmt::format("{}", fmt::join(architectures, ", "))),
+                        ErrorKind::kUnsupported);
   }
-  if (const json::value* list = object.if_contains("architectures"); list != nullptr) {
-    const bool known = list->is_array() && list->get_array().size() == 1 &&
-                       list->get_array()[0].is_string() &&
-                       list->get_array()[0].get_string() == "Qwen2ForCausalLM";
-    if (!known) {
-      return fail(ErrorKind::kUnsupported, "'architectures' is {}; only [\"Qwen2ForCausalLM\"] is supported",
-                  json::serialize(*list).substr(0, 64));
-    }
+  QWEN2_CHECK(check_only(fields, "hidden_act", "silu"));
+  bool sliding_window = false;
+  QWEN2_CHECK(fields.optional("use_sliding_window", sliding_window));
+  if (sliding_window) {
+    return fields.error("use_sliding_window", "must be false: sliding windows are not implemented",
+                        ErrorKind::kUnsupported);
   }
-  if (const json::value* act = object.if_contains("hidden_act");
-      act != nullptr && (!act->is_string() || act->get_string() != "silu")) {
-    return fail(ErrorKind::kUnsupported, "'hidden_act' must be \"silu\"");
-  }
-  if (const json::value* window = object.if_contains("use_sliding_window");
-      window != nullptr && (!window->is_bool() || window->get_bool())) {
-    return fail(ErrorKind::kUnsupported,
-                "'use_sliding_window' must be false: sliding windows are not implemented");
-  }
-  if (!is_absent(object, "rope_scaling")) {
-    return fail(ErrorKind::kUnsupported,
-                "'rope_scaling' must be absent or null: RoPE scaling is not implemented");
+  if (fields.value("rope_scaling") != nullptr) {
+    return fields.error("rope_scaling", "must be absent or null: RoPE scaling is not implemented",
+                        ErrorKind::kUnsupported);
   }
   return {};
 }
 
 // "rope_theta" of the classic layout, or "rope_parameters" of Transformers 5.
-Result<double> rope_theta(const json::object& object) {
-  const json::value* parameters = object.if_contains("rope_parameters");
-  if (parameters == nullptr || !parameters->is_object()) return number(object, "rope_theta", 1.0, 1e12);
-  const json::object& rope = parameters->get_object();
-  if (const json::value* type = rope.if_contains("rope_type");
-      type != nullptr && (!type->is_string() || type->get_string() != "default")) {
-    return fail(ErrorKind::kUnsupported, "'rope_parameters.rope_type' must be \"default\"");
-  }
-  return number(rope, "rope_theta", 1.0, 1e12);
+Status read_rope_theta(const JsonFields& fields, double& theta) {
+  std::optional<JsonFields> parameters;
+  QWEN2_CHECK(fields.optional("rope_parameters", parameters));
+  if (parameters) QWEN2_CHECK(check_only(*parameters, "rope_type", "default"));
+  return (parameters ? *parameters : fields).required("rope_theta", theta, 1.0, 1e12);
 }
 
-Result<json::value> parse_object(std::string_view text) {
-  json::error_code code;
-  json::value parsed = json::parse(text, code);
-  if (code) return fail(ErrorKind::kFormat, "not valid JSON: {}", code.message());
-  if (!parsed.is_object()) return fail(ErrorKind::kFormat, "expected a JSON object");
-  return parsed;
-}
-
-Status read_eos(const json::object& object, Qwen2Config& config) {
-  const json::value* value = object.if_contains("eos_token_id");
-  if (value == nullptr || value->is_null()) return {};
-  const auto add = [&](const json::value& item) {
-    if (!item.is_int64() || item.get_int64() < 0 || item.get_int64() >= config.vocab_size) return false;
-    config.eos_token_ids.push_back(static_cast<TokenId>(item.get_int64()));
-    return true;
-  };
-  config.eos_token_ids.clear();
-  bool good = true;
-  if (value->is_array()) {
-    for (const json::value& item : value->get_array()) good = good && add(item);
-  } else {
-    good = add(*value);
-  }
-  if (!good) return fail(ErrorKind::kFormat, "'eos_token_id' must hold token ids below 'vocab_size'");
+// One id, or a list of them.
+Status read_eos(const JsonFields& fields, Qwen2Config& config) {
+  constexpr std::string_view kName = "eos_token_id";
+  if (fields.value(kName) == nullptr) return {};
+  const auto one = fields.find<TokenId>(kName);
+  const auto ids = one ? std::optional(std::vector{*one}) : fields.find<std::vector<TokenId>>(kName);
+  const auto known = [&](TokenId id) { return id >= 0 && id < config.vocab_size; };
+  if (!ids || !std::ranges::all_of(*ids, known))
+    return fields.error(kName, "must hold token ids below 'vocab_size'");
+  config.eos_token_ids = *ids;
   return {};
 }
 
-Status read_sizes(const json::object& object, Qwen2Config& config) {
-  QWEN2_TRY(config.vocab_size, integer(object, "vocab_size", 1, 1 << 22));
-  QWEN2_TRY(config.hidden_size, integer(object, "hidden_size", 16, 1 << 16));
-  QWEN2_TRY(config.intermediate_size, integer(object, "intermediate_size", 16, 1 << 18));
-  QWEN2_TRY(config.layers, integer(object, "num_hidden_layers", 1, 1024));
-  QWEN2_TRY(config.heads, integer(object, "num_attention_heads", 1, 1024));
-  QWEN2_TRY(config.kv_heads, integer(object, "num_key_value_heads", 1, 1024));
-  QWEN2_TRY(config.max_position_embeddings, integer(object, "max_position_embeddings", 1, 1 << 24));
-  if (is_absent(object, "head_dim")) {
+Status read_sizes(const JsonFields& fields, Qwen2Config& config) {
+  QWEN2_CHECK(fields.required("vocab_size", config.vocab_size, 1, 1 << 22));
+  QWEN2_CHECK(fields.required("hidden_size", config.hidden_size, 16, 1 << 16));
+  QWEN2_CHECK(fields.required("intermediate_size", config.intermediate_size, 16, 1 << 18));
+  QWEN2_CHECK(fields.required("num_hidden_layers", config.layers, 1, 1024));
+  QWEN2_CHECK(fields.required("num_attention_heads", config.heads, 1, 1024));
+  QWEN2_CHECK(fields.required("num_key_value_heads", config.kv_heads, 1, 1024));
+  QWEN2_CHECK(fields.required("max_position_embeddings", config.max_position_embeddings, 1, 1 << 24));
+  QWEN2_CHECK(fields.optional("head_dim", config.head_dim, 1, 1 << 16));
+  return {};
+}
+
+Status check_sizes(Qwen2Config& config) {
+  if (config.head_dim == 0) {  // absent
     if (config.hidden_size % config.heads != 0) {
       return fail(ErrorKind::kFormat, "'hidden_size' {} is not a multiple of 'num_attention_heads' {}",
                   config.hidden_size, config.heads);
     }
     config.head_dim = config.hidden_size / config.heads;
-  } else {
-    QWEN2_TRY(config.head_dim, integer(object, "head_dim", 1, 1 << 16));
   }
   if (config.heads % config.kv_heads != 0) {
     return fail(ErrorKind::kFormat, "'num_attention_heads' {} is not a multiple of 'num_key_value_heads' {}",
@@ -141,29 +109,18 @@ Status read_sizes(const json::object& object, Qwen2Config& config) {
 }  // namespace
 
 Result<Qwen2Config> parse_qwen2_config(std::string_view text, std::string_view generation_config) {
-  auto parsed = parse_object(text);
-  if (!parsed) return within("config.json", parsed.error());
-  const json::object& object = parsed->get_object();
+  QWEN2_TRY(const JsonFields fields, JsonFields::parse(text, "config.json"));
   Qwen2Config config;
-  const auto read = [&]() -> Status {
-    QWEN2_CHECK(check_architecture(object));
-    QWEN2_CHECK(read_sizes(object, config));
-    QWEN2_TRY(const double epsilon, number(object, "rms_norm_eps", 0.0, 1.0));
-    config.rms_norm_eps = static_cast<float>(epsilon);
-    QWEN2_TRY(config.rope_theta, rope_theta(object));
-    if (const json::value* tied = object.if_contains("tie_word_embeddings")) {
-      if (!tied->is_bool()) return fail(ErrorKind::kFormat, "'tie_word_embeddings' must be true or false");
-      config.tied_head = tied->get_bool();
-    }
-    return read_eos(object, config);
-  };
-  if (auto status = read(); !status) return within("config.json", status.error());
+  QWEN2_CHECK(check_architecture(fields));
+  QWEN2_CHECK(read_sizes(fields, config));
+  if (const Status status = check_sizes(config); !status) return within("config.json", status.error());
+  QWEN2_CHECK(fields.required("rms_norm_eps", config.rms_norm_eps, 0, 1));
+  QWEN2_CHECK(read_rope_theta(fields, config.rope_theta));
+  QWEN2_CHECK(fields.optional("tie_word_embeddings", config.tied_head));
+  QWEN2_CHECK(read_eos(fields, config));
   if (!generation_config.empty()) {
-    auto generation = parse_object(generation_config);
-    if (!generation) return within("generation_config.json", generation.error());
-    if (auto status = read_eos(generation->get_object(), config); !status) {
-      return within("generation_config.json", status.error());
-    }
+    QWEN2_TRY(const JsonFields generation, JsonFields::parse(generation_config, "generation_config.json"));
+    QWEN2_CHECK(read_eos(generation, config));
   }
   return config;
 }

@@ -1,13 +1,8 @@
 #include "sampling/parameters.h"
 
-#include <boost/json.hpp>
+#include "base/json_fields.h"
 
 namespace qwen2 {
-namespace {
-
-namespace json = boost::json;
-
-}  // namespace
 
 Status check(const SamplingParams& params) {
   if (!(params.temperature >= 0 && params.temperature <= 100)) {
@@ -25,27 +20,12 @@ Status check(const SamplingParams& params) {
 Result<SamplingParams> sampling_defaults(std::string_view generation_config) {
   SamplingParams params;
   if (generation_config.empty()) return params;
-  json::error_code code;
-  const json::value root = json::parse(generation_config, code);
-  if (code || !root.is_object())
-    return fail(ErrorKind::kFormat, "generation_config.json: expected a JSON object");
-  const auto read = [&](const char* key, auto& target) -> Status {
-    const json::value* value = root.get_object().if_contains(key);
-    if (value == nullptr || value->is_null()) return {};
-    json::error_code not_a_number;
-    const double number = value->to_number<double>(not_a_number);
-    if (not_a_number) return fail(ErrorKind::kFormat, "generation_config.json: '{}' must be a number", key);
-    target = static_cast<std::remove_reference_t<decltype(target)>>(number);
-    return {};
-  };
-  QWEN2_CHECK(read("temperature", params.temperature));
-  QWEN2_CHECK(read("top_k", params.top_k));
-  QWEN2_CHECK(read("top_p", params.top_p));
-  QWEN2_CHECK(read("repetition_penalty", params.repetition_penalty));
-  if (const json::value* sample = root.get_object().if_contains("do_sample");
-      sample != nullptr && sample->is_bool() && !sample->get_bool()) {
-    params.temperature = 0;
-  }
+  QWEN2_TRY(const JsonFields fields, JsonFields::parse(generation_config, "generation_config.json"));
+  QWEN2_CHECK(fields.optional("temperature", params.temperature));
+  QWEN2_CHECK(fields.optional("top_k", params.top_k));
+  QWEN2_CHECK(fields.optional("top_p", params.top_p));
+  QWEN2_CHECK(fields.optional("repetition_penalty", params.repetition_penalty));
+  if (fields.find<bool>("do_sample") == false) params.temperature = 0;
   if (auto status = check(params); !status) return within("generation_config.json", status.error());
   return params;
 }
