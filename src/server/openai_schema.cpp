@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <ctime>
 #include <random>
+
+#include "base/json_fields.h"
 
 namespace qwen2 {
 namespace {
@@ -24,75 +25,27 @@ std::unexpected<HttpError> bad(std::string_view param, fmt::format_string<Args..
   return std::unexpected(std::move(error));
 }
 
-// Reads optional fields of one object and remembers the first error.
-class Fields {
- public:
-  explicit Fields(const json::object& object) : object_(object) {}
+// Reads an optional field; its error names the field as "param" too.
+template <class T>
+Parsed<void> read(const JsonFields& fields, std::string_view name, T& target) {
+  if (const Status status = fields.optional(name, target); !status)
+    return bad(name, "{}", status.error().message);
+  return {};
+}
 
-  [[nodiscard]] const json::value* find(std::string_view key) const {
-    const json::value* value = object_.if_contains(key);
-    return value == nullptr || value->is_null() ? nullptr : value;
-  }
-
-  void read(std::string_view key, bool& target) {
-    if (const json::value* value = find(key)) {
-      if (value->is_bool()) {
-        target = value->get_bool();
-      } else {
-        wrong_type(key, "true or false");
-      }
-    }
-  }
-  void read(std::string_view key, float& target) {
-    if (const json::value* value = find(key)) {
-      json::error_code code;
-      const double number = value->to_number<double>(code);
-      if (code || !std::isfinite(number)) {
-        wrong_type(key, "a number");
-      } else {
-        target = static_cast<float>(number);
-      }
-    }
-  }
-  void read(std::string_view key, int64_t& target) {
-    if (const json::value* value = find(key)) {
-      if (value->is_int64()) {
-        target = value->get_int64();
-      } else {
-        wrong_type(key, "an integer");
-      }
-    }
-  }
-  void read(std::string_view key, std::string& target) {
-    if (const json::value* value = find(key)) {
-      if (value->is_string()) {
-        target = std::string(value->get_string());
-      } else {
-        wrong_type(key, "a string");
-      }
-    }
-  }
-  // A feature that is not there: only the value that means "off" passes.
-  void require_off(std::string_view key, double off) {
-    const json::value* value = find(key);
-    if (value == nullptr || error_) return;
-    json::error_code code;
-    const bool is_off = (value->is_bool() && !value->get_bool()) ||
-                        (value->is_array() && value->get_array().empty()) ||
-                        (value->is_object() && value->get_object().empty()) ||
-                        (value->is_string() && value->get_string().empty()) ||
-                        (value->is_number() && value->to_number<double>(code) == off);
-    if (!is_off) error_ = bad(key, "'{}' is not supported", key).error();
-  }
-  void wrong_type(std::string_view key, std::string_view expected) {
-    if (!error_) error_ = bad(key, "'{}' must be {}", key, expected).error();
-  }
-  [[nodiscard]] const std::optional<HttpError>& error() const { return error_; }
-
- private:
-  const json::object& object_;
-  std::optional<HttpError> error_;
-};
+// A feature that is not there: only the value that means "off" passes.
+Parsed<void> require_off(const JsonFields& fields, std::string_view name, double off) {
+  const json::value* value = fields.value(name);
+  if (value == nullptr) return {};
+  json::error_code code;
+  const bool is_off = (value->is_bool() && !value->get_bool()) ||
+                      (value->is_array() && value->get_array().empty()) ||
+                      (value->is_object() && value->get_object().empty()) ||
+                      (value->is_string() && value->get_string().empty()) ||
+                      (value->is_number() && value->to_number<double>(code) == off);
+  if (!is_off) return bad(name, "'{}' is not supported", name);
+  return {};
+}
 
 Parsed<std::vector<std::string>> parse_stop(const json::value* value) {
   std::vector<std::string> stops;
@@ -111,6 +64,11 @@ Parsed<std::vector<std::string>> parse_stop(const json::value* value) {
   return stops;
 }
 
+// Without any fields where the value is no object.
+JsonFields fields_of(const json::value& value) {
+  return value.is_object() ? JsonFields(value.get_object(), "") : JsonFields();
+}
+
 // A string, or an array of {"type": "text", "text": ...} parts.
 Parsed<std::string> parse_content(const json::value* value, size_t index) {
   const std::string param = fmt::format("messages[{}].content", index);
@@ -119,14 +77,11 @@ Parsed<std::string> parse_content(const json::value* value, size_t index) {
     return bad(param, "'{}' must be a string or an array of text parts", param);
   std::string text;
   for (const json::value& part : value->get_array()) {
-    const json::object* object = part.if_object();
-    const json::value* type = object == nullptr ? nullptr : object->if_contains("type");
-    const json::value* content = object == nullptr ? nullptr : object->if_contains("text");
-    if (type == nullptr || !type->is_string() || type->get_string() != "text" || content == nullptr ||
-        !content->is_string()) {
+    const JsonFields fields = fields_of(part);
+    const auto content = fields.find<std::string_view>("text");
+    if (fields.find<std::string_view>("type") != "text" || !content)
       return bad(param, "'{}': only parts of type \"text\" are supported", param);
-    }
-    text += content->get_string();
+    text += *content;
   }
   return text;
 }
@@ -137,19 +92,15 @@ Parsed<std::vector<ChatMessage>> parse_messages(const json::value* value) {
   }
   std::vector<ChatMessage> messages;
   for (const json::value& item : value->get_array()) {
-    const json::object* object = item.if_object();
-    const json::value* role = object == nullptr ? nullptr : object->if_contains("role");
+    const JsonFields fields = fields_of(item);
+    auto role = fields.find<std::string>("role");
     const std::string param = fmt::format("messages[{}]", messages.size());
-    if (role == nullptr || !role->is_string())
-      return bad(param, "'{}' must be an object with a 'role'", param);
-    std::string name(role->get_string());
-    if (name == "developer") name = "system";
-    if (name != "system" && name != "user" && name != "assistant") {
+    if (!role) return bad(param, "'{}' must be an object with a 'role'", param);
+    if (role == "developer") role = "system";
+    if (role != "system" && role != "user" && role != "assistant")
       return bad(param + ".role", "'{}.role' must be system, user or assistant", param);
-    }
-    auto content = parse_content(object->if_contains("content"), messages.size());
-    if (!content) return std::unexpected(std::move(content).error());
-    messages.push_back({std::move(name), std::move(*content)});
+    QWEN2_TRY(std::string content, parse_content(fields.value("content"), messages.size()));
+    messages.push_back({*std::move(role), std::move(content)});
   }
   return messages;
 }
@@ -182,53 +133,49 @@ Parsed<std::vector<TokenId>> parse_prompt(const ServedModel& model, const json::
   return tokens;
 }
 
-Parsed<std::vector<TokenId>> parse_input(Endpoint endpoint, const Fields& fields, const ServedModel& model) {
-  if (endpoint != Endpoint::kChat) return parse_prompt(model, fields.find("prompt"));
-  auto messages = parse_messages(fields.find("messages"));
-  if (!messages) return std::unexpected(std::move(messages).error());
-  return encode(model, model.chat.render(*messages, true), "messages");
+Parsed<std::vector<TokenId>> parse_input(Endpoint endpoint, const JsonFields& fields,
+                                         const ServedModel& model) {
+  if (endpoint != Endpoint::kChat) return parse_prompt(model, fields.value("prompt"));
+  QWEN2_TRY(const auto messages, parse_messages(fields.value("messages")));
+  return encode(model, model.chat.render(messages, true), "messages");
 }
 
-void read_sampling(Fields& fields, GenerationRequest& request) {
-  fields.read("temperature", request.sampling.temperature);
-  fields.read("top_p", request.sampling.top_p);
-  fields.read("top_k", request.sampling.top_k);
-  fields.read("repetition_penalty", request.sampling.repetition_penalty);
-  fields.read("ignore_eos", request.ignore_eos);
+Parsed<void> read_sampling(const JsonFields& fields, GenerationRequest& request) {
+  QWEN2_CHECK(read(fields, "temperature", request.sampling.temperature));
+  QWEN2_CHECK(read(fields, "top_p", request.sampling.top_p));
+  QWEN2_CHECK(read(fields, "top_k", request.sampling.top_k));
+  QWEN2_CHECK(read(fields, "repetition_penalty", request.sampling.repetition_penalty));
+  QWEN2_CHECK(read(fields, "ignore_eos", request.ignore_eos));
   if (request.sampling.top_k == -1) request.sampling.top_k = 0;  // vLLM's spelling of "all"
   // Greedy means the likeliest token: the model's own penalty would change it.
-  if (request.sampling.temperature == 0 && fields.find("repetition_penalty") == nullptr) {
+  if (request.sampling.temperature == 0 && fields.value("repetition_penalty") == nullptr) {
     request.sampling.repetition_penalty = 1.0F;
   }
-  if (fields.find("seed") != nullptr) {
-    int64_t seed = 0;
-    fields.read("seed", seed);
-    request.sampling.seed = static_cast<uint64_t>(seed);
-  } else {
-    request.sampling.seed = std::random_device{}();
+  std::optional<int64_t> seed;
+  QWEN2_CHECK(read(fields, "seed", seed));
+  request.sampling.seed = seed ? static_cast<uint64_t>(*seed) : std::random_device{}();
+  if (const json::value* format = fields.value("response_format");
+      format != nullptr && fields_of(*format).find<std::string_view>("type") != "text") {
+    return bad("response_format", "'response_format' must be {{\"type\": \"text\"}}; no other is supported");
   }
-  if (const json::value* format = fields.find("response_format")) {
-    const json::value* type = format->is_object() ? format->get_object().if_contains("type") : nullptr;
-    if (type == nullptr || *type != "text")
-      fields.wrong_type("response_format", "{\"type\": \"text\"}; no other is supported");
-  }
-  fields.require_off("n", 1);
-  fields.require_off("best_of", 1);
-  fields.require_off("frequency_penalty", 0);
-  fields.require_off("presence_penalty", 0);
-  for (const char* key : {"logprobs", "top_logprobs", "echo", "tools", "functions", "logit_bias", "suffix"})
-    fields.require_off(key, 0);
+  QWEN2_CHECK(require_off(fields, "n", 1));
+  QWEN2_CHECK(require_off(fields, "best_of", 1));
+  for (const char* name : {"frequency_penalty", "presence_penalty", "logprobs", "top_logprobs", "echo",
+                           "tools", "functions", "logit_bias", "suffix"})
+    QWEN2_CHECK(require_off(fields, name, 0));
+  return {};
 }
 
 // OpenAI's two names for chats, and /generate's own.
-void read_max_tokens(Endpoint endpoint, Fields& fields, const ServedModel& model,
-                     GenerationRequest& request) {
+Parsed<void> read_max_tokens(Endpoint endpoint, const JsonFields& fields, const ServedModel& model,
+                             GenerationRequest& request) {
   const auto left = std::max<int64_t>(1, model.max_model_len - static_cast<int64_t>(request.prompt.size()));
   request.max_new_tokens =
       std::min(left, endpoint == Endpoint::kChat ? kDefaultChatTokens : kDefaultCompletionTokens);
-  fields.read("max_tokens", request.max_new_tokens);
-  if (endpoint == Endpoint::kChat) fields.read("max_completion_tokens", request.max_new_tokens);
-  if (endpoint == Endpoint::kGenerate) fields.read("max_new_tokens", request.max_new_tokens);
+  QWEN2_CHECK(read(fields, "max_tokens", request.max_new_tokens));
+  if (endpoint == Endpoint::kChat) QWEN2_CHECK(read(fields, "max_completion_tokens", request.max_new_tokens));
+  if (endpoint == Endpoint::kGenerate) QWEN2_CHECK(read(fields, "max_new_tokens", request.max_new_tokens));
+  return {};
 }
 
 std::string random_hex() {
@@ -265,15 +212,13 @@ HttpError to_http_error(const Error& error, int64_t retry_after) {
 
 std::expected<ParsedRequest, HttpError> parse_request(Endpoint endpoint, std::string_view body,
                                                       const ServedModel& model) {
-  json::error_code code;
-  const json::value root = json::parse(body, code);
-  if (code) return bad("", "the body is not valid JSON: {}", code.message());
-  if (!root.is_object()) return bad("", "the body must be a JSON object");
-  Fields fields(root.get_object());
+  const auto document = JsonFields::parse(body, "the body");
+  if (!document) return bad("", "{}", document.error().message);
+  const JsonFields fields(document->object(), "");  // errors begin with the field
 
   std::string name = model.name;
-  fields.read("model", name);
-  if (!fields.error() && name != model.name) {
+  QWEN2_CHECK(read(fields, "model", name));
+  if (name != model.name) {
     HttpError error =
         bad("model", "the model '{}' does not exist; this server has '{}'", name, model.name).error();
     error.status = 404;
@@ -283,26 +228,14 @@ std::expected<ParsedRequest, HttpError> parse_request(Endpoint endpoint, std::st
   ParsedRequest request;
   request.endpoint = endpoint;
   request.generation.sampling = model.sampling_defaults;
-  fields.read("stream", request.stream);
-  if (const json::value* options = fields.find("stream_options")) {
-    if (options->is_object()) {
-      Fields inner(options->get_object());
-      inner.read("include_usage", request.include_usage);
-      if (inner.error()) return std::unexpected(*inner.error());
-    } else {
-      fields.wrong_type("stream_options", "an object");
-    }
-  }
-  read_sampling(fields, request.generation);
-  if (fields.error()) return std::unexpected(*fields.error());
-  auto stops = parse_stop(fields.find("stop"));
-  if (!stops) return std::unexpected(std::move(stops).error());
-  request.generation.stop = std::move(*stops);
-  auto prompt = parse_input(endpoint, fields, model);
-  if (!prompt) return std::unexpected(std::move(prompt).error());
-  request.generation.prompt = std::move(*prompt);
-  read_max_tokens(endpoint, fields, model, request.generation);
-  if (fields.error()) return std::unexpected(*fields.error());
+  QWEN2_CHECK(read(fields, "stream", request.stream));
+  JsonFields options;
+  QWEN2_CHECK(read(fields, "stream_options", options));
+  QWEN2_CHECK(read(JsonFields(options.object(), ""), "include_usage", request.include_usage));
+  QWEN2_CHECK(read_sampling(fields, request.generation));
+  QWEN2_TRY(request.generation.stop, parse_stop(fields.value("stop")));
+  QWEN2_TRY(request.generation.prompt, parse_input(endpoint, fields, model));
+  QWEN2_CHECK(read_max_tokens(endpoint, fields, model, request.generation));
   return request;
 }
 
