@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
 
 #include "backend/backend.h"
 #include "backend/cuda/memory.h"
@@ -26,11 +27,12 @@ using test::page_table;
 using test::run;
 
 std::unique_ptr<Backend> open_cuda(const fs::path& model, const CudaOptions& options, const Limits& limits) {
+  // An exception ends the test as failed.
   const auto checkpoint = open_checkpoint(model.string());
-  EXPECT_TRUE(checkpoint) << checkpoint.error().message;
+  if (!checkpoint) throw std::runtime_error(checkpoint.error().message);
   auto backend = create_cuda_backend(**checkpoint, limits, options);
-  EXPECT_TRUE(backend) << backend.error().message;
-  return backend ? std::move(*backend) : nullptr;
+  if (!backend) throw std::runtime_error(backend.error().message);
+  return std::move(*backend);
 }
 
 std::unique_ptr<Backend> open_cpu(const fs::path& model, const Precision& precision) {
