@@ -295,9 +295,11 @@ TEST(GpuBackend, OverlappedStepsOfSeveralGroups) {
 
   const auto run_all = [&](bool overlapped) {
     std::vector<Sampler> samplers;
+    samplers.reserve(kDecoding + kPrompts);
     for (size_t i = 0; i < kDecoding + kPrompts; ++i)
       samplers.emplace_back(SamplingParams{.temperature = 0}, std::span<const TokenId>{}, vocab);
     std::vector<Sampler*> places;
+    places.reserve(samplers.size());
     for (Sampler& sampler : samplers) places.push_back(&sampler);
     std::vector<std::vector<TokenId>> sampled;
     for (size_t step = 0; step <= kSteps; ++step) {

@@ -102,9 +102,10 @@ TEST(GpuProduct, ManyRowsGiveWhatFewGive) {
       const auto partials = y.read();
       std::vector<float> sums(partials.begin(), partials.begin() + static_cast<std::ptrdiff_t>(count));
       for (size_t i = count; i < partials.size(); ++i) sums[i % count] += partials[i];
-      for (size_t i = 0; i < few.size(); ++i)
+      for (size_t i = 0; i < few.size(); ++i) {
         ASSERT_EQ(sums[i], few[i]) << "form " << static_cast<int>(form) << ", " << rows << " rows, element "
                                    << i;
+      }
       few = sums;
     }
   }
@@ -149,9 +150,10 @@ TEST(GpuProduct, NormsItsInputAndKeepsTheSum) {
     // A row of zeros besides.
     std::vector<float> two(2 * count), two_parts(4 * count);
     std::copy(hidden.begin(), hidden.end(), two.begin());
-    for (size_t p = 0; p < 2; ++p)
+    for (size_t p = 0; p < 2; ++p) {
       std::copy_n(partials.begin() + static_cast<std::ptrdiff_t>(p * count), count,
                   two_parts.begin() + static_cast<std::ptrdiff_t>(2 * p * count));
+    }
     const Buffer<float> d_two(two), d_parts(two_parts);
     const RowsOut out{x.get(), stride, activation_layout(w.device), scales.get()};
     add_norm({.rows = 2,

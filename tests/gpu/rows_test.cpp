@@ -72,10 +72,12 @@ TEST(GpuRows, EveryOrderOfActivations) {
       for (int row = 0; row < kRows; ++row) {
         for (int k = 0; k < kStride; ++k) {
           const int from = permuted && k < kCols ? order[static_cast<size_t>(k)] : k;
-          const uint16_t expected = k < kCols ? x[static_cast<size_t>(row * kStride + from)] : 0;
+          const uint16_t expected =
+              k < kCols ? x[static_cast<size_t>(row) * kStride + static_cast<size_t>(from)] : 0;
           if (to == ActivationLayout::kSplitInt8) {
             const int64_t at = split_int8_offset(kStride, row, k);
-            const float scale = of_group[static_cast<size_t>(k / kActivationGroup * kMaxRows + row)];
+            const float scale =
+                of_group[static_cast<size_t>(k / kActivationGroup) * kMaxRows + static_cast<size_t>(row)];
             const int value = 256 * bytes[at] + bytes[at + kLowTermOffset];
             EXPECT_NEAR(static_cast<float>(value) * scale, f16_to_float(expected), 0.51F * scale);
           } else {
@@ -124,9 +126,10 @@ TEST(GpuRows, FetchesAndEmbedsEveryForm) {
     fetch(args, nullptr);
     const auto actual = hidden.read();
     for (size_t m = 0; m < kRows; ++m) {
-      for (int64_t k = 0; k < kCols; ++k)
+      for (int64_t k = 0; k < kCols; ++k) {
         EXPECT_NEAR(actual[m * kCols + static_cast<size_t>(k)], reference::element(w.host, tokens[m], k),
                     1e-6);
+      }
     }
     for (const uint32_t value : clear.read()) EXPECT_EQ(value, 0U);
     const auto copied = fetched.read();
