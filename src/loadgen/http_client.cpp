@@ -1,17 +1,16 @@
 #include "loadgen/http_client.h"
 
-#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/connect.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/http.hpp>
 #include <charconv>
 
+#include "base/await.h"
 #include "base/units.h"
 #include "loadgen/answer.h"
 
@@ -23,8 +22,6 @@ namespace beast = boost::beast;
 namespace http = beast::http;
 using boost::system::error_code;
 using tcp = asio::ip::tcp;
-
-constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
 void set_network_failure(RequestRecord& record, std::string_view kind, const error_code& code) {
   set_failure(record, code == beast::error::timeout ? "timeout" : kind, code.message());

@@ -1,22 +1,19 @@
 #include "loadgen/load_loop.h"
 
 #include <algorithm>
-#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <ctime>
 
+#include "base/await.h"
 #include "base/units.h"
 
 namespace qwen2 {
 namespace {
 
 namespace asio = boost::asio;
-
-constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
 constexpr double kSignalSeconds = 0.25;  // from a signal to the end of the loop, with plenty to spare
 

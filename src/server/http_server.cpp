@@ -2,7 +2,6 @@
 
 #include <spdlog/spdlog.h>
 
-#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -11,7 +10,6 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/core/string.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
@@ -20,6 +18,7 @@
 #include <deque>
 #include <set>
 
+#include "base/await.h"
 #include "base/machine.h"
 #include "base/units.h"
 
@@ -33,7 +32,6 @@ namespace json = boost::json;
 using boost::system::error_code;
 using tcp = asio::ip::tcp;
 
-constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 constexpr uint64_t kMaxBodyBytes = 16 * kMiB;
 constexpr uint32_t kMaxHeaderBytes = 64 * 1024;
 constexpr size_t kMaxEarlyBytes = 64 * 1024;  // of a next request sent before the answer to this one

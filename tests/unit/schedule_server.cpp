@@ -1,6 +1,5 @@
 #include "schedule_server.h"
 
-#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
@@ -9,7 +8,6 @@
 #include <boost/asio/read.hpp>
 #include <boost/asio/read_until.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/json.hpp>
 
@@ -20,6 +18,7 @@
 #include <condition_variable>
 #include <random>
 
+#include "base/await.h"
 #include "base/units.h"
 
 namespace qwen2::test {
@@ -28,8 +27,6 @@ namespace {
 namespace asio = boost::asio;
 using boost::system::error_code;
 using tcp = asio::ip::tcp;
-
-constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
 
 std::chrono::steady_clock::time_point at(double seconds) {
   return std::chrono::steady_clock::time_point(
