@@ -167,7 +167,7 @@ class ScheduleServer::Impl : public Listener {
                    {"usage", boost::json::object{{"prompt_tokens", words}, {"completion_tokens", tokens}}}}) +
             "data: [DONE]\n\n") +
         "0\r\n\r\n";
-    auto [code, size] = co_await asio::async_write(*socket, asio::buffer(last), kAwait);
+    co_await asio::async_write(*socket, asio::buffer(last), kAwait);
     emission.ended = now_seconds();
     const std::lock_guard lock(mutex_);
     emissions_[number] = std::move(emission);
