@@ -41,16 +41,15 @@ int64_t angle_count(const Qwen2Config& config, int64_t positions) {
   return round_up(positions, cpu::kPageTokens) * config.head_dim;
 }
 
-void fill_angles(const Qwen2Config& config, std::span<const double> inverse_frequencies, int64_t positions,
-                 float* angles) {
+void fill_angles(const Qwen2Config& config, const Rotation& rotation, int64_t positions, float* angles) {
   constexpr int64_t kPage = cpu::kPageTokens;
   parallel_ranges(round_up(positions, kPage), [&](int64_t begin, int64_t end) {
     for (int64_t position = begin; position < end; ++position) {
       float* page = angles + position / kPage * kPage * config.head_dim + position % kPage;
-      for (size_t i = 0; i < inverse_frequencies.size(); ++i) {
-        const double angle = static_cast<double>(position) * inverse_frequencies[i];
-        page[i * 2 * kPage] = static_cast<float>(std::cos(angle));
-        page[i * 2 * kPage + kPage] = static_cast<float>(std::sin(angle));
+      for (size_t i = 0; i < rotation.frequencies.size(); ++i) {
+        const double angle = static_cast<double>(position) * rotation.frequencies[i];
+        page[i * 2 * kPage] = static_cast<float>(std::cos(angle) * rotation.magnitude);
+        page[i * 2 * kPage + kPage] = static_cast<float>(std::sin(angle) * rotation.magnitude);
       }
     }
   });

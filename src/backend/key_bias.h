@@ -6,11 +6,11 @@
 // the cache holds R k, and q . R b, which depends on positions only, is added to the scores in float.
 #pragma once
 
-#include <span>
 #include <vector>
 
 #include "kernels/cpu/kernels.h"
 #include "model/qwen2_config.h"
+#include "model/rope.h"
 
 namespace qwen2 {
 
@@ -22,7 +22,6 @@ std::vector<cpu::KeyBias> take_large_key_bias(const Qwen2Config& config, float* 
 int64_t angle_count(const Qwen2Config& config, int64_t positions);
 
 // The table that AttentionArgs::angles points to.
-void fill_angles(const Qwen2Config& config, std::span<const double> inverse_frequencies, int64_t positions,
-                 float* angles);
+void fill_angles(const Qwen2Config& config, const Rotation& rotation, int64_t positions, float* angles);
 
 }  // namespace qwen2

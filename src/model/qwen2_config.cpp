@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 
@@ -25,37 +26,79 @@ Status check_architecture(const JsonFields& fields) {
     return fields.error("model_type", "is missing; only \"qwen2\" is supported", ErrorKind::kUnsupported);
   }
   QWEN2_CHECK(check_only(fields, "model_type", "qwen2"));
-  std::vector<std::string> architectures{"Qwen2ForCausalLM"};
+  std::vector<std::string> architectures;
   QWEN2_CHECK(fields.optional("architectures", architectures));
-  if (architectures.size() != 1 || architectures[0] != "Qwen2ForCausalLM") {
+  if (!architectures.empty() && std::ranges::find(architectures, "Qwen2ForCausalLM") == architectures.end()) {
     return fields.error("architectures",
                         fmt::format("names {:.64}; only Qwen2ForCausalLM is supported",
                                     fmt::format("{}", fmt::join(architectures, ", "))),
                         ErrorKind::kUnsupported);
   }
-  QWEN2_CHECK(check_only(fields, "hidden_act", "silu"));
-  bool sliding_window = false;
-  QWEN2_CHECK(fields.optional("use_sliding_window", sliding_window));
-  if (sliding_window) {
-    return fields.error("use_sliding_window", "must be false: sliding windows are not implemented",
-                        ErrorKind::kUnsupported);
-  }
-  if (fields.value("rope_scaling") != nullptr) {
-    return fields.error("rope_scaling", "must be absent or null: RoPE scaling is not implemented",
-                        ErrorKind::kUnsupported);
-  }
+  return check_only(fields, "hidden_act", "silu");
+}
+
+// Layers with a window see no more than its last tokens. Within the window they are as the others.
+Status read_sliding_window(const JsonFields& fields, Qwen2Config& config) {
+  bool used = false;
+  QWEN2_CHECK(fields.optional("use_sliding_window", used));
+  std::vector<std::string> layers;
+  QWEN2_CHECK(fields.optional("layer_types", layers));
+  int64_t first = config.layers;  // with a window
+  QWEN2_CHECK(fields.optional("max_window_layers", first, 0, 1 << 20));
+  const bool listed = std::ranges::find(layers, "sliding_attention") != layers.end();
+  if (!listed && (!used || !layers.empty() || first >= config.layers)) return {};
+  int64_t window = 0;
+  QWEN2_CHECK(fields.required("sliding_window", window, 1, 1 << 24));
+  config.max_position_embeddings = std::min(config.max_position_embeddings, window);
   return {};
 }
 
-// "rope_theta" of the classic layout, or "rope_parameters" of Transformers 5.
-Status read_rope_theta(const JsonFields& fields, double& theta) {
-  std::optional<JsonFields> parameters;
-  QWEN2_CHECK(fields.optional("rope_parameters", parameters));
-  if (parameters) QWEN2_CHECK(check_only(*parameters, "rope_type", "default"));
-  return (parameters ? *parameters : fields).required("rope_theta", theta, 1.0, 1e12);
+// As Transformers computes it where the file does not say.
+double default_attention_factor(double factor) {
+  return factor <= 1 ? 1 : 0.1 * std::log(factor) + 1;
 }
 
-// One id, or a list of them.
+Status read_yarn(const JsonFields& scaling, Qwen2Config& config) {
+  Yarn yarn;
+  yarn.original_context = config.max_position_embeddings;
+  QWEN2_CHECK(scaling.required("factor", yarn.factor, 1.0, 1e4));
+  QWEN2_CHECK(scaling.optional("original_max_position_embeddings", yarn.original_context, 1, 1 << 24));
+  QWEN2_CHECK(scaling.optional("beta_fast", yarn.beta_fast, 1e-3, 1e6));
+  QWEN2_CHECK(scaling.optional("beta_slow", yarn.beta_slow, 1e-3, 1e6));
+  yarn.attention_factor = default_attention_factor(yarn.factor);
+  QWEN2_CHECK(scaling.optional("attention_factor", yarn.attention_factor, 1e-3, 1e3));
+  for (const std::string_view name : {"mscale", "mscale_all_dim", "truncate"}) {
+    if (scaling.value(name) != nullptr) {
+      return scaling.error(name, "is not supported in YaRN scaling", ErrorKind::kUnsupported);
+    }
+  }
+  const auto stretched = static_cast<int64_t>(static_cast<double>(yarn.original_context) * yarn.factor);
+  config.max_position_embeddings = std::max(config.max_position_embeddings, stretched);
+  config.yarn = yarn;
+  return {};
+}
+
+// "rope_theta" and "rope_scaling" of the classic layout, or "rope_parameters" of Transformers 5.
+Status read_rope(const JsonFields& fields, Qwen2Config& config) {
+  std::optional<JsonFields> parameters;
+  QWEN2_CHECK(fields.optional("rope_parameters", parameters));
+  QWEN2_CHECK((parameters ? *parameters : fields).optional("rope_theta", config.rope_theta, 1.0, 1e12));
+  if (!parameters) QWEN2_CHECK(fields.optional("rope_scaling", parameters));
+  if (!parameters) return {};
+  const std::string_view name = parameters->value("rope_type") != nullptr ? "rope_type" : "type";
+  std::string_view type = "default";
+  QWEN2_CHECK(parameters->optional(name, type));
+  if (type == "yarn") return read_yarn(*parameters, config);
+  double factor = 1;
+  QWEN2_CHECK(parameters->optional("factor", factor));
+  if (type == "default" || (type == "linear" && factor == 1)) return {};
+  return parameters->error(name,
+                           fmt::format("is \"{}\" with factor {}; \"yarn\" or \"default\" was expected",
+                                       type.substr(0, 64), factor),
+                           ErrorKind::kUnsupported);
+}
+
+// One id, or a list of them; those of both files end an answer.
 Status read_eos(const JsonFields& fields, Qwen2Config& config) {
   constexpr std::string_view kName = "eos_token_id";
   if (fields.value(kName) == nullptr) return {};
@@ -64,7 +107,10 @@ Status read_eos(const JsonFields& fields, Qwen2Config& config) {
   const auto known = [&](TokenId id) { return id >= 0 && id < config.vocab_size; };
   if (!ids || !std::ranges::all_of(*ids, known))
     return fields.error(kName, "must hold token ids below 'vocab_size'");
-  config.eos_token_ids = *ids;
+  for (const TokenId id : *ids) {
+    if (std::ranges::find(config.eos_token_ids, id) == config.eos_token_ids.end())
+      config.eos_token_ids.push_back(id);
+  }
   return {};
 }
 
@@ -114,14 +160,15 @@ Result<Qwen2Config> parse_qwen2_config(std::string_view text, std::string_view g
   QWEN2_CHECK(check_architecture(fields));
   QWEN2_CHECK(read_sizes(fields, config));
   if (const Status status = check_sizes(config); !status) return within("config.json", status.error());
-  QWEN2_CHECK(fields.required("rms_norm_eps", config.rms_norm_eps, 0, 1));
-  QWEN2_CHECK(read_rope_theta(fields, config.rope_theta));
+  QWEN2_CHECK(fields.optional("rms_norm_eps", config.rms_norm_eps, 0, 1));
+  QWEN2_CHECK(read_rope(fields, config));
+  QWEN2_CHECK(read_sliding_window(fields, config));
   QWEN2_CHECK(fields.optional("tie_word_embeddings", config.tied_head));
-  QWEN2_CHECK(read_eos(fields, config));
   if (!generation_config.empty()) {
     QWEN2_TRY(const JsonFields generation, JsonFields::parse(generation_config, "generation_config.json"));
     QWEN2_CHECK(read_eos(generation, config));
   }
+  QWEN2_CHECK(read_eos(fields, config));
   return config;
 }
 

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "base/parallel.h"
+#include "model/rope.h"
 #include "quantize/products.h"
 
 namespace qwen2::quantize {
@@ -73,12 +74,11 @@ Result<LayerForward> LayerForward::create(const Checkpoint& checkpoint, const Qw
   if (longest == 0) return fail(ErrorKind::kInvalidArgument, "the calibration text has no tokens");
   forward.chunk_ = std::max(kChunk, longest);
   const int64_t half = c.head_dim / 2;
+  const Rotation rope = rotation_of(c);
   for (int64_t i = 0; i < longest * half; ++i) {
-    const double exponent = -2.0 * static_cast<double>(i % half) / static_cast<double>(c.head_dim);
-    const int64_t position = i / half;
-    const double angle = static_cast<double>(position) * std::pow(c.rope_theta, exponent);
-    forward.cosines_.push_back(static_cast<float>(std::cos(angle)));
-    forward.sines_.push_back(static_cast<float>(std::sin(angle)));
+    const double angle = static_cast<double>(i / half) * rope.frequencies[static_cast<size_t>(i % half)];
+    forward.cosines_.push_back(static_cast<float>(std::cos(angle) * rope.magnitude));
+    forward.sines_.push_back(static_cast<float>(std::sin(angle) * rope.magnitude));
   }
   const int64_t tokens = forward.tokens();
   QWEN2_TRY(forward.hidden_, floats(tokens * c.hidden_size, "the calibration's hidden states"));

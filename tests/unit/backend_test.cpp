@@ -2,6 +2,7 @@
 #include "backend/backend.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/json.hpp>
@@ -216,6 +217,32 @@ double mean_kl(Backend& backend, Backend& reference, std::span<const TokenId> to
       sum += std::exp(expected[i][v]) * (expected[i][v] - own[i][v]);
   }
   return sum / static_cast<double>(tokens.size());
+}
+
+// A golden model with RoPE scaled by YaRN, against a pass in float64
+// (tests/tools/float64_logits.py). The second model's key biases go through the scores.
+TEST(Yarn, MatchesFloat64) {
+  for (const char* model : {"hd64_tied", "trap_keys"}) {
+    const json::value expected =
+        json::parse(*read_text_file(test::fixture_folder() / "yarn" / (std::string(model) + ".json")));
+    const fs::path folder = fs::temp_directory_path() / fmt::format("yarn_{}_{}", model, ::getpid());
+    fs::create_directories(folder);
+    fs::create_symlink(test::golden_folder() / model / "model.safetensors", folder / "model.safetensors");
+    json::object config =
+        json::parse(*read_text_file(test::golden_folder() / model / "config.json")).as_object();
+    config["rope_scaling"] = expected.at_pointer("/config/rope_scaling");
+    ASSERT_TRUE(write_file(folder / "config.json", json::serialize(config)));
+    for (const char* isa : {"baseline", "auto"}) {
+      const auto backend = open_backend(folder, isa);
+      for (const json::value& golden : expected.at("cases").as_array()) {
+        const auto prompt = json::value_to<std::vector<TokenId>>(golden.at("prompt"));
+        const auto logits = json::value_to<std::vector<float>>(golden.at("logits"));
+        EXPECT_LE(difference(run(*backend, prompt, 0, page_table(*backend)), logits), kBound)
+            << model << " " << isa;
+      }
+    }
+    fs::remove_all(folder);
+  }
 }
 
 // With the whole bias in the keys, a scale of eight bits has nothing left for the tokens.

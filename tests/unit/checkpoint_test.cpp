@@ -8,6 +8,7 @@
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors.h"
 #include "model/qwen2_config.h"
+#include "model/rope.h"
 #include "model/weights.h"
 #include "paths.h"
 
@@ -111,33 +112,103 @@ TEST(Config, ReadsBothLayouts) {
                          R"({"eos_token_id":[5,6]})");
   ASSERT_TRUE(modern) << modern.error().message;
   EXPECT_EQ(modern->rope_theta, 1e6);
-  EXPECT_EQ(modern->eos_token_ids, (std::vector<TokenId>{5, 6}));
+  EXPECT_EQ(modern->eos_token_ids, (std::vector<TokenId>{5, 6, 3}));  // those of both files
+}
+
+TEST(Config, TakesWhatOtherProgramsLeaveOut) {
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, std::string>>{{"architectures", ""},
+                                                        {"architectures", "null"},
+                                                        {"architectures", R"(["Qwen2ForCausalLM","Other"])"},
+                                                        {"rms_norm_eps", ""},
+                                                        {"rope_theta", ""},
+                                                        {"rope_scaling", R"({"type":"linear","factor":1.0})"},
+                                                        {"rope_scaling", R"({"rope_type":"default"})"},
+                                                        {"rope_parameters", R"({"rope_type":"default"})"},
+                                                        {"use_sliding_window", "false"},
+                                                        {"max_window_layers", "0"}}) {
+    const auto config = parse_qwen2_config(config_with(key, value), "");
+    ASSERT_TRUE(config) << key << " " << value << ": " << config.error().message;
+    EXPECT_EQ(config->rms_norm_eps, 1e-6F);
+    EXPECT_EQ(config->rope_theta, 10000.0);
+    EXPECT_EQ(config->max_position_embeddings, 512);
+    EXPECT_FALSE(config->yarn);
+  }
+}
+
+TEST(Config, EndsTheContextWithASlidingWindow) {
+  const auto context = [](const std::string& more) {
+    const std::string text = config_with("", "");
+    const auto config = parse_qwen2_config(text.substr(0, text.size() - 1) + more + "}", "");
+    return config ? config->max_position_embeddings : -1;
+  };
+  EXPECT_EQ(context(R"(,"use_sliding_window":true,"sliding_window":256,"max_window_layers":2)"),
+            512);  // no layer
+  EXPECT_EQ(context(R"(,"use_sliding_window":true,"sliding_window":256,"max_window_layers":1)"), 256);
+  EXPECT_EQ(context(R"(,"use_sliding_window":true,"sliding_window":4096,"max_window_layers":0)"), 512);
+  EXPECT_EQ(context(R"(,"sliding_window":256,"layer_types":["full_attention","sliding_attention"])"), 256);
+  EXPECT_EQ(context(R"(,"sliding_window":256,"layer_types":["full_attention","full_attention"])"), 512);
+  EXPECT_EQ(context(R"(,"use_sliding_window":true,"max_window_layers":0)"), -1);  // without its size
+}
+
+// Values of Transformers' formula, computed apart.
+TEST(Config, ReadsYarn) {
+  const std::string v4 = R"({"type":"yarn","factor":4.0,"original_max_position_embeddings":32768})";
+  const std::string v5 =
+      R"({"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":32768,"rope_theta":1e6})";
+  for (const auto& [key, value] : {std::pair("rope_scaling", v4), std::pair("rope_parameters", v5)}) {
+    auto config = parse_qwen2_config(config_with(key, value), "");
+    ASSERT_TRUE(config) << config.error().message;
+    EXPECT_EQ(config->max_position_embeddings, 131072);
+    config->head_dim = 128;
+    config->rope_theta = 1e6;
+    const Rotation rope = rotation_of(*config);
+    EXPECT_NEAR(rope.magnitude, 1.138629436111989, 1e-12);
+    for (const auto& [pair, frequency] :
+         {std::pair(0, 1.0), std::pair(23, 0.006978305848598663), std::pair(24, 0.005375321490790102),
+          std::pair(31, 0.0008029597275452302), std::pair(40, 4.445698525097307e-05),
+          std::pair(63, 3.102344401879299e-07)}) {
+      EXPECT_NEAR(rope.frequencies[static_cast<size_t>(pair)] / frequency, 1, 1e-12) << pair;
+    }
+  }
+  const auto other = parse_qwen2_config(
+      config_with("rope_scaling",
+                  R"({"rope_type":"yarn","factor":8,"original_max_position_embeddings":4096})"),
+      "");
+  ASSERT_TRUE(other);
+  const Rotation rope = rotation_of(*other);
+  EXPECT_NEAR(rope.magnitude, 1.2079441541679836, 1e-12);
+  EXPECT_NEAR(rope.frequencies[16], 0.005961538461538462, 1e-15);
+  EXPECT_NEAR(rope.frequencies[31], 1.666901790204155e-05, 1e-17);
 }
 
 TEST(Config, NamesTheFieldThatIsWrong) {
-  for (const auto& [key, value] :
-       std::vector<std::pair<std::string, std::string>>{{"model_type", "\"llama\""},
-                                                        {"model_type", ""},
-                                                        {"architectures", "[\"LlamaForCausalLM\"]"},
-                                                        {"architectures", "7"},
-                                                        {"hidden_act", "\"gelu\""},
-                                                        {"hidden_size", "-1"},
-                                                        {"hidden_size", "\"128\""},
-                                                        {"hidden_size", ""},
-                                                        {"hidden_size", "99999999999"},
-                                                        {"num_attention_heads", "3"},
-                                                        {"num_key_value_heads", "0"},
-                                                        {"num_attention_heads", "4611686018427387904"},
-                                                        {"rms_norm_eps", "\"x\""},
-                                                        {"rope_theta", "-4"},
-                                                        {"rope_scaling", R"({"type":"yarn"})"},
-                                                        {"use_sliding_window", "true"},
-                                                        {"tie_word_embeddings", "1"},
-                                                        {"eos_token_id", "100"},
-                                                        {"eos_token_id", "[1,\"a\"]"},
-                                                        {"vocab_size", "0"},
-                                                        {"max_position_embeddings", "1e3"},
-                                                        {"intermediate_size", "100"}}) {
+  for (const auto& [key, value] : std::vector<std::pair<std::string, std::string>>{
+           {"model_type", "\"llama\""},
+           {"model_type", ""},
+           {"architectures", "[\"LlamaForCausalLM\"]"},
+           {"architectures", "7"},
+           {"hidden_act", "\"gelu\""},
+           {"hidden_size", "-1"},
+           {"hidden_size", "\"128\""},
+           {"hidden_size", ""},
+           {"hidden_size", "99999999999"},
+           {"num_attention_heads", "3"},
+           {"num_key_value_heads", "0"},
+           {"num_attention_heads", "4611686018427387904"},
+           {"rms_norm_eps", "\"x\""},
+           {"rope_theta", "-4"},
+           {"rope_scaling", R"({"type":"yarn"})"},
+           {"rope_scaling", R"({"type":"linear","factor":2.0})"},
+           {"rope_scaling", R"({"type":"dynamic","factor":2.0})"},
+           {"rope_scaling", R"({"type":"yarn","factor":0.5})"},
+           {"rope_scaling", R"({"type":"yarn","factor":2,"mscale":1})"},
+           {"tie_word_embeddings", "1"},
+           {"eos_token_id", "100"},
+           {"eos_token_id", "[1,\"a\"]"},
+           {"vocab_size", "0"},
+           {"max_position_embeddings", "1e3"},
+           {"intermediate_size", "100"}}) {
     const auto config = parse_qwen2_config(config_with(key, value), "");
     ASSERT_FALSE(config) << key << " " << value;
     EXPECT_NE(config.error().message.find(key), std::string::npos) << config.error().message;

@@ -148,10 +148,7 @@ Status CpuBackend::start(const Checkpoint& checkpoint) {
     *members[i] = next;
     next += round_up(parts[i], 64);
   }
-  for (int64_t i = 0; i < config_.head_dim / 2; ++i) {
-    inverse_frequencies_.push_back(
-        std::pow(config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
-  }
+  rope_ = rotation_of(config_);
   return options_.key_bias == KeyBiasPlace::kScores ? separate_key_bias() : Status();
 }
 
@@ -165,7 +162,7 @@ Status CpuBackend::separate_key_bias() {
   const int64_t positions = plan_.limits.max_model_len;
   const size_t bytes = static_cast<size_t>(angle_count(config_, positions)) * sizeof(float);
   QWEN2_TRY(angles_, LargeBuffer::allocate(bytes, "rotation angles"));
-  fill_angles(config_, inverse_frequencies_, positions, angles_.as<float>());
+  fill_angles(config_, rope_, positions, angles_.as<float>());
   return {};
 }
 
@@ -286,9 +283,9 @@ void CpuBackend::embed(std::span<const Row> rows) {
       weights_.embedding.get_row(row.token, hidden_ + i * stride);
       float* cosines = rotation_ + i * config_.head_dim;
       for (int64_t d = 0; d < half; ++d) {
-        const double angle = static_cast<double>(row.position) * inverse_frequencies_[static_cast<size_t>(d)];
-        cosines[d] = static_cast<float>(std::cos(angle));
-        cosines[half + d] = static_cast<float>(std::sin(angle));
+        const double angle = static_cast<double>(row.position) * rope_.frequencies[static_cast<size_t>(d)];
+        cosines[d] = static_cast<float>(std::cos(angle) * rope_.magnitude);
+        cosines[half + d] = static_cast<float>(std::sin(angle) * rope_.magnitude);
       }
     }
   });

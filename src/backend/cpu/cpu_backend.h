@@ -11,6 +11,7 @@
 #include "kernels/cpu/int8_products.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/row_products.h"
+#include "model/rope.h"
 #include "model/weights.h"
 
 namespace qwen2 {
@@ -66,7 +67,7 @@ class CpuBackend final : public Backend {
   std::optional<cpu::RowProducts> row_products_;
   std::optional<cpu::Int8Products> int8_products_;
   std::vector<int64_t> logits_order_;
-  std::vector<double> inverse_frequencies_;  // [head_dim / 2]
+  Rotation rope_;
 
   std::vector<std::vector<cpu::KeyBias>> key_bias_;  // [layers][kv_heads]; empty: all of it is in the keys
   LargeBuffer angles_;                               // see AttentionArgs; empty without key_bias_

@@ -13,6 +13,7 @@
 #include "base/parallel.h"
 #include "base/units.h"
 #include "kernels/cuda/common/code_architecture.h"
+#include "model/rope.h"
 
 namespace qwen2 {
 
@@ -142,15 +143,14 @@ Status CudaBackend::allocate() {
 
   const int64_t half = config_.head_dim / 2;
   std::vector<float> rotations(static_cast<size_t>(plan_.limits.max_model_len * config_.head_dim));
+  const Rotation rope = rotation_of(config_);
   parallel_ranges(plan_.limits.max_model_len, [&](int64_t begin, int64_t end) {
     for (int64_t position = begin; position < end; ++position) {
       for (int64_t i = 0; i < half; ++i) {
-        const double frequency = std::pow(
-            config_.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim));
-        const double angle = static_cast<double>(position) * frequency;
+        const double angle = static_cast<double>(position) * rope.frequencies[static_cast<size_t>(i)];
         float* pair = rotations.data() + (position * half + i) * 2;
-        pair[0] = static_cast<float>(std::cos(angle));
-        pair[1] = static_cast<float>(std::sin(angle));
+        pair[0] = static_cast<float>(std::cos(angle) * rope.magnitude);
+        pair[1] = static_cast<float>(std::sin(angle) * rope.magnitude);
       }
     }
   });
