@@ -63,6 +63,7 @@ bool is_gguf_file(const std::string& model);
 struct TokenizerTexts {
   std::string tokenizer_json;
   std::string tokenizer_config_json;
+  std::string chat_template;  // of chat_template.jinja; empty where tokenizer_config.json has it, if any
 };
 Result<TokenizerTexts> gguf_tokenizer(const std::filesystem::path& path);
 // The second alone.

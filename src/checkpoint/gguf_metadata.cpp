@@ -5,14 +5,12 @@
 #include <algorithm>
 #include <boost/json.hpp>
 
+#include "checkpoint/qwen2_pattern.h"
+
 namespace qwen2 {
 namespace {
 
 namespace json = boost::json;
-
-// tokenizer.ggml.pre "qwen2" names this pattern of the published tokenizer.json.
-constexpr std::string_view kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 // The format's numbers in tokenizer.ggml.token_type.
 constexpr int64_t kNormalToken = 1;
@@ -74,18 +72,32 @@ Result<int64_t> vocabulary_size(const GgufFile& file, const std::vector<std::str
   return rows;
 }
 
-Status check_rope(const GgufFile& file, int64_t head_dim) {
+// What config.json would say under "rope_scaling"; null without scaling.
+Result<json::value> read_rope_scaling(const GgufFile& file, int64_t positions) {
   QWEN2_TRY(const auto type, file.string("qwen2.rope.scaling.type"));
   QWEN2_TRY(const auto factor, file.number("qwen2.rope.scaling.factor"));
   QWEN2_TRY(const auto old_factor, file.number("qwen2.rope.scale_linear"));
   // A factor without a type is linear; 0 and 1 both mean unscaled.
+  const std::string_view name = type.value_or("linear");
   const double scale = factor.value_or(old_factor.value_or(1));
-  const bool linear = !type || *type == "linear";
-  if (type.value_or("linear") != "none" && (!linear || (scale != 0 && scale != 1))) {
+  if (name == "none" || (name == "linear" && (scale == 0 || scale == 1))) return json::value(nullptr);
+  if (name != "yarn") {
     return fail(ErrorKind::kUnsupported,
-                "'qwen2.rope.scaling.type' is '{}' with factor {}: RoPE scaling is not implemented",
-                type.value_or("linear").substr(0, 64), scale);
+                "'qwen2.rope.scaling.type' is '{}' with factor {}; 'yarn' or 'none' was expected",
+                name.substr(0, 64), scale);
   }
+  QWEN2_TRY(const auto original, file.integer("qwen2.rope.scaling.original_context_length"));
+  for (const std::string_view key :
+       {"qwen2.rope.scaling.attn_factor", "qwen2.rope.scaling.yarn_log_multiplier"}) {
+    if (file.find(key) != nullptr)
+      return fail(ErrorKind::kUnsupported, "'{}' is not supported in YaRN scaling", key);
+  }
+  return json::value{{"rope_type", name},
+                     {"factor", scale},
+                     {"original_max_position_embeddings", original.value_or(positions)}};
+}
+
+Status check_rope(const GgufFile& file, int64_t head_dim) {
   if (file.tensors.contains("rope_freqs.weight")) {
     return fail(ErrorKind::kUnsupported,
                 "tensor 'rope_freqs.weight' is present: RoPE scaling is not implemented");
@@ -214,6 +226,7 @@ Result<std::string> gguf_config_json(const GgufFile& file) {
   QWEN2_TRY(const auto theta, file.number("qwen2.rope.freq_base"));
   QWEN2_TRY(const int64_t head_dim, head_size(file, hidden, heads));
   QWEN2_CHECK(check_rope(file, head_dim));
+  QWEN2_TRY(json::value rope_scaling, read_rope_scaling(file, positions));
   return json::serialize(json::object{{"architectures", json::array{"Qwen2ForCausalLM"}},
                                       {"model_type", "qwen2"},
                                       {"hidden_act", "silu"},
@@ -225,10 +238,25 @@ Result<std::string> gguf_config_json(const GgufFile& file) {
                                       {"num_key_value_heads", kv_heads.value_or(heads)},
                                       {"head_dim", head_dim},
                                       {"max_position_embeddings", positions},
+                                      {"rope_scaling", std::move(rope_scaling)},
                                       {"rms_norm_eps", epsilon},
                                       {"rope_theta", theta.value_or(10000.0)},
                                       {"tie_word_embeddings", !file.tensors.contains("output.weight")}});
 }
+
+namespace {
+
+// The id under `key`, if it is there, below `count`.
+Result<std::optional<size_t>> token_id(const GgufFile& file, std::string_view key, size_t count) {
+  QWEN2_TRY(const auto id, file.integer(key));
+  if (!id) return std::nullopt;
+  if (*id < 0 || static_cast<uint64_t>(*id) >= count) {
+    return fail(ErrorKind::kFormat, "'{}' is {}; a token of {} was expected", key, *id, count);
+  }
+  return static_cast<size_t>(*id);
+}
+
+}  // namespace
 
 Result<std::string> gguf_generation_config_json(const GgufFile& file) {
   QWEN2_TRY(const auto tokens, tokens_or_none(file));
@@ -260,23 +288,62 @@ Result<std::string> gguf_tokenizer_config(const GgufFile& file) {
   }
   json::object config;
   if (chat_template) config["chat_template"] = *chat_template;
+  QWEN2_TRY(const auto tokens, tokens_or_none(file));
+  for (const std::string_view name : {"bos", "eos"}) {
+    QWEN2_TRY(const auto id, token_id(file, fmt::format("tokenizer.ggml.{}_token_id", name), tokens.size()));
+    if (id && is_utf8(tokens[*id])) config[fmt::format("{}_token", name)] = tokens[*id];
+  }
   return json::serialize(config);
 }
+
+namespace {
+
+// All of these are Qwen2's pattern; older files do not name it.
+Status check_pattern(const GgufFile& file) {
+  QWEN2_TRY(const auto name, file.string("tokenizer.ggml.pre"));
+  const std::string_view pattern = name.value_or("default");
+  if (pattern == "default" || pattern == "qwen2" || pattern == "deepseek-r1-qwen") return {};
+  return fail(ErrorKind::kUnsupported,
+              "'tokenizer.ggml.pre' is '{}'; 'qwen2', 'deepseek-r1-qwen' or 'default' was expected",
+              pattern.substr(0, 64));
+}
+
+// What tokenizer.json would say of the tokens around a text; null for none.
+Result<json::value> read_post_processor(const GgufFile& file) {
+  QWEN2_TRY(const auto tokens, tokens_or_none(file));
+  json::array single;
+  json::object special;
+  const auto add = [&](std::string_view name) -> Status {
+    QWEN2_TRY(const auto wanted, file.boolean(fmt::format("tokenizer.ggml.add_{}_token", name)));
+    if (!wanted.value_or(false)) return {};
+    const std::string key = fmt::format("tokenizer.ggml.{}_token_id", name);
+    QWEN2_TRY(const auto id, token_id(file, key, tokens.size()));
+    if (!id) return missing(key);
+    single.push_back(json::object{{"SpecialToken", json::object{{"id", name}}}});
+    special[name] = json::object{{"ids", json::array{*id}}};
+    return {};
+  };
+  QWEN2_CHECK(add("bos"));
+  single.push_back(json::object{{"Sequence", json::object{{"id", "A"}}}});
+  QWEN2_CHECK(add("eos"));
+  if (special.empty()) return json::value(nullptr);
+  return json::value{
+      {"type", "TemplateProcessing"}, {"single", std::move(single)}, {"special_tokens", std::move(special)}};
+}
+
+}  // namespace
 
 Result<TokenizerTexts> gguf_tokenizer(const GgufFile& file) {
   if (file.find("tokenizer.ggml.model") == nullptr) {
     return fail(ErrorKind::kNotFound, "metadata key 'tokenizer.ggml.model' is missing: no tokeniser");
   }
   QWEN2_CHECK(expect_string(file, "tokenizer.ggml.model", "gpt2"));
-  QWEN2_CHECK(expect_string(file, "tokenizer.ggml.pre", "qwen2"));
-  QWEN2_TRY(const auto add_bos, file.boolean("tokenizer.ggml.add_bos_token"));
-  if (add_bos.value_or(false)) {
-    return fail(ErrorKind::kUnsupported, "'tokenizer.ggml.add_bos_token' must be false, as in Qwen2");
-  }
-  QWEN2_TRY(std::string config, gguf_tokenizer_config(file));
+  QWEN2_CHECK(check_pattern(file));
   const auto storage = json::make_shared_resource<json::monotonic_resource>();
   QWEN2_TRY(Vocabulary vocabulary, read_vocabulary(file, storage));
   QWEN2_TRY(json::array merges, read_merges(file, storage));
+  QWEN2_TRY(json::value post_processor, read_post_processor(file));
+  QWEN2_TRY(std::string config, gguf_tokenizer_config(file));
   const json::value split{{"type", "Split"},
                           {"pattern", json::object{{"Regex", kQwen2Pattern}}},
                           {"behavior", "Isolated"},
@@ -294,8 +361,9 @@ Result<TokenizerTexts> gguf_tokenizer(const GgufFile& file) {
   root["pre_tokenizer"] =
       json::object{{"type", "Sequence"}, {"pretokenizers", json::array{split, byte_level}}};
   root["decoder"] = byte_level;
+  root["post_processor"] = std::move(post_processor);
   root["model"] = std::move(model);
-  return TokenizerTexts{json::serialize(root), std::move(config)};
+  return TokenizerTexts{json::serialize(root), std::move(config), {}};
 }
 
 }  // namespace qwen2

@@ -128,7 +128,7 @@ class Bench {
 
   Status run() {
     QWEN2_TRY(tokenizer_, open_tokenizer(flags_.model, true));
-    QWEN2_TRY(chat_, open_chat(flags_.model));
+    QWEN2_TRY(chat_, open_chat(flags_.model, &*tokenizer_));
     flags_.test.tokenizer = tokenizer_name(flags_.model);
     if (flags_.test.url.empty()) {
       QWEN2_TRY(service_, Subprocess::start(serve_arguments(flags_)));
@@ -314,6 +314,7 @@ void add_bench_serve(CLI::App& app, Action& action) {
   auto flags = std::make_shared<BenchServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "Load-test a service");
   flags->model.add_to(*command);
+  add_chat_flags(*command, flags->model);
   command->get_option("--model")->required(false);
   LoadTestOptions& test = flags->test;
   command->add_option("--url", test.url,

@@ -19,7 +19,9 @@ namespace qwen2::cli {
 
 struct ModelFlags {
   std::string model;
-  std::string tokenizer;  // folder; empty: the model's own
+  std::string tokenizer;      // folder; empty: the model's own
+  std::string chat_template;  // file; empty: the tokeniser's own
+  bool trust_special_tokens = false;
   std::string device = "auto";
   std::string memory_budget;
   std::string precision = "auto";
@@ -57,8 +59,11 @@ Result<Limits> limits_of(const ModelFlags& flags);
 // The tokeniser that the flags name; an error when `required` and there is none.
 Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool required);
 
-// The chat format of the same tokeniser.
-Result<ChatTemplate> open_chat(const ModelFlags& flags);
+// The chat template that the flags name, or of the same tokeniser.
+Result<ChatTemplate> open_chat(const ModelFlags& flags, const Tokenizer* tokenizer);
+
+// Adds --chat-template and --trust-special-tokens.
+void add_chat_flags(CLI::App& app, ModelFlags& flags);
 
 Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer);
 

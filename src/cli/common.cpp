@@ -61,6 +61,13 @@ std::string tokenizer_name(const ModelFlags& flags) {
   return folder.empty() ? kShippedTokenizer : folder.string();
 }
 
+void add_chat_flags(CLI::App& app, ModelFlags& flags) {
+  app.add_option("--chat-template", flags.chat_template,
+                 "Jinja file to render chats with, not the model's own");
+  app.add_flag("--trust-special-tokens", flags.trust_special_tokens,
+               "Read special tokens in messages as such, not as text: a message can then end its turn");
+}
+
 void ModelFlags::add_to(CLI::App& app) {
   const size_t before = app.get_options().size();
   app.add_option("--model", model,
@@ -155,14 +162,27 @@ Result<std::optional<Tokenizer>> open_tokenizer(const ModelFlags& flags, bool re
   return std::optional<Tokenizer>(std::move(tokenizer));
 }
 
-Result<ChatTemplate> open_chat(const ModelFlags& flags) {
+namespace {
+
+Result<ChatTemplate> own_chat(const ModelFlags& flags) {
   if (!uses_gguf_tokenizer(flags)) {
     const fs::path folder = given_tokenizer(flags);
     return folder.empty() ? ChatTemplate() : ChatTemplate::load(folder);
   }
   QWEN2_TRY(const std::string config, gguf_tokenizer_config(flags.model));
-  auto chat = ChatTemplate::parse(config);
+  auto chat = ChatTemplate::parse(config, "the file's metadata");
   if (!chat) return within(fmt::format("'{}'", flags.model), chat.error());
+  return chat;
+}
+
+}  // namespace
+
+Result<ChatTemplate> open_chat(const ModelFlags& flags, const Tokenizer* tokenizer) {
+  QWEN2_TRY(ChatTemplate chat, own_chat(flags));
+  if (!flags.chat_template.empty()) QWEN2_CHECK(chat.replace(flags.chat_template));
+  if (flags.trust_special_tokens) chat.trust_messages();
+  // Qwen2's template is for models that have its tokens.
+  if (chat.is_fallback() && tokenizer != nullptr && !tokenizer->added_token("<|im_start|>")) chat.remove();
   return chat;
 }
 
@@ -170,7 +190,7 @@ Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
   OpenModel open;
   QWEN2_TRY(const auto checkpoint, open_checkpoint(flags.model));
   QWEN2_TRY(open.tokenizer, open_tokenizer(flags, need_tokenizer));
-  QWEN2_TRY(open.chat, open_chat(flags));
+  QWEN2_TRY(open.chat, open_chat(flags, open.tokenizer_or_null()));
   open.generation_config = checkpoint->generation_config_json();
   QWEN2_TRY(const Limits limits, limits_of(flags));
   QWEN2_TRY(const CpuOptions options, cpu_options_of(flags));

@@ -47,9 +47,9 @@ bool is_at(std::span<const TokenId> tokens, size_t at, std::span<const TokenId> 
 // One window a chat, in ChatML; the assistant's tokens are scored, each turn's end included.
 Result<std::vector<Window>> chat_windows(std::span<const TokenId> tokens, const Tokenizer& tokenizer,
                                          int64_t size) {
-  QWEN2_TRY(const auto system, tokenizer.encode("<|im_start|>system\n"));
-  QWEN2_TRY(const auto assistant, tokenizer.encode("<|im_start|>assistant\n"));
-  QWEN2_TRY(const auto end, tokenizer.encode("<|im_end|>"));
+  QWEN2_TRY(const auto system, tokenizer.encode(MarkedText("<|im_start|>system\n")));
+  QWEN2_TRY(const auto assistant, tokenizer.encode(MarkedText("<|im_start|>assistant\n")));
+  QWEN2_TRY(const auto end, tokenizer.encode(MarkedText("<|im_end|>")));
   std::vector<Window> windows;
   bool answering = false;
   for (size_t at = 0; at < tokens.size(); ++at) {

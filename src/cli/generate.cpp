@@ -113,8 +113,10 @@ Status chat_loop(Engine& engine, const Tokenizer& tokenizer, const ChatTemplate&
     if (!std::getline(std::cin, line)) return {};
     if (line.empty()) continue;
     messages.push_back({"user", line});
-    QWEN2_TRY(auto prompt, tokenizer.encode(chat.render(messages, true)));
-    GenerationRequest request{std::move(prompt), flags.max_new_tokens, sampling, {}, flags.ignore_eos};
+    QWEN2_TRY(auto prompt, chat_tokens(tokenizer, chat, messages, true));
+    GenerationRequest request{
+        std::move(prompt), flags.max_new_tokens, sampling, {}, chat_end_tokens(tokenizer, chat),
+        flags.ignore_eos};
     const int64_t left =
         engine.backend().plan().limits.max_model_len - static_cast<int64_t>(request.prompt.size());
     request.max_new_tokens = std::min(request.max_new_tokens, std::max<int64_t>(1, left));
@@ -130,7 +132,7 @@ Result<std::vector<TokenId>> prompt_of(const GenerateFlags& flags, const Tokeniz
   std::vector<ChatMessage> messages;
   if (!flags.system.empty()) messages.push_back({"system", flags.system});
   messages.push_back({"user", flags.prompt});
-  return tokenizer->encode(chat.render(messages, true));
+  return chat_tokens(*tokenizer, chat, messages, true);
 }
 
 Status generate(GenerateFlags& flags) {
@@ -150,6 +152,7 @@ Status generate(GenerateFlags& flags) {
   request.max_new_tokens = flags.max_new_tokens;
   request.sampling = sampling;
   request.ignore_eos = flags.ignore_eos;
+  if (tokenizer != nullptr && !flags.raw) request.end_tokens = chat_end_tokens(*tokenizer, open.chat);
   QWEN2_TRY(const auto tokens, run(engine, std::move(request), tokenizer != nullptr));
   if (flags.tokens_out.empty()) return {};
   return write_file(flags.tokens_out, json::serialize(json::value_from(tokens)) + "\n");
@@ -163,6 +166,7 @@ void add_generate(CLI::App& app, Action& action) {
       app.add_subcommand("generate", "Answer one prompt, or chat on the terminal when none is given");
   flags->command = command;
   flags->model.add_to(*command);
+  add_chat_flags(*command, flags->model);
   auto* prompt = command->add_option("--prompt", flags->prompt, "What to ask");
   command
       ->add_option("--prompt-tokens", flags->prompt_tokens, "JSON file with token ids, instead of --prompt")

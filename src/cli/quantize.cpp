@@ -93,7 +93,7 @@ Result<std::vector<std::vector<TokenId>>> calibration_of(const QuantizeFlags& fl
                 "no models/calibration/chats.jsonl beside the program: name a text with --calibration");
   }
   QWEN2_TRY(const auto tokenizer, open_tokenizer(flags.model, true));
-  QWEN2_TRY(const ChatTemplate chat, open_chat(flags.model));
+  QWEN2_TRY(const ChatTemplate chat, open_chat(flags.model, &*tokenizer));
   return quantize::read_calibration(path, *tokenizer, chat, flags.limits);
 }
 
@@ -124,6 +124,7 @@ quantize::GgufJob gguf_job(const Checkpoint& checkpoint, const QuantizeFlags& fl
   for (const quantize::ExtraFile& file : files) {
     if (file.name == "tokenizer.json") job.tokenizer.tokenizer_json = file.contents;
     if (file.name == "tokenizer_config.json") job.tokenizer.tokenizer_config_json = file.contents;
+    if (file.name == "chat_template.jinja") job.tokenizer.chat_template = file.contents;
   }
   return job;
 }

@@ -29,10 +29,12 @@ Status serve(ServeFlags& flags) {
   model.name = flags.served_name.empty() ? model_name(flags.model.model) : flags.served_name;
   model.tokenizer = open.tokenizer_or_null();
   model.chat = open.chat;
+  if (model.tokenizer != nullptr) model.chat_end_tokens = chat_end_tokens(*model.tokenizer, model.chat);
   QWEN2_TRY(model.sampling_defaults, sampling_defaults(open.generation_config));
   model.max_model_len = open.backend->plan().limits.max_model_len;
   spdlog::info("{} on {} in {:.1f} s; memory plan:\n{}", model.name, open.backend->describe(),
                now_seconds() - start, open.backend->plan().table());
+  spdlog::info("chat template: {}", model.chat.source());
   flags.engine.policy = flags.policy == "serial" ? Policy::kSerial : Policy::kContinuous;
   flags.server.log_requests = !flags.quiet;
   // The engine posts to the server's event loop until its thread has ended: it goes first.
@@ -51,6 +53,7 @@ void add_serve(CLI::App& app, Action& action) {
   auto flags = std::make_shared<ServeFlags>();
   CLI::App* command = app.add_subcommand("serve", "Serve a model over HTTP");
   flags->model.add_to(*command);
+  add_chat_flags(*command, flags->model);
   command->add_option("--host", flags->server.host, "Address to listen on");
   command->add_option("--port", flags->server.port, "Port; 0 takes a free one");
   command->add_option("--served-model-name", flags->served_name, "Name in the API (default: the folder's)");

@@ -244,8 +244,11 @@ void Engine::accept_token(Sequence& sequence, TokenId token, double now) {
   TokenEvent event;
   event.token = token;
   event.completion_tokens = sequence.generated();
-  const auto& eos = backend_->config().eos_token_ids;
-  const bool ended = !sequence.request.ignore_eos && std::find(eos.begin(), eos.end(), token) != eos.end();
+  const auto ends = [token](const std::vector<TokenId>& ids) {
+    return std::ranges::find(ids, token) != ids.end();
+  };
+  const bool ended = !sequence.request.ignore_eos &&
+                     (ends(backend_->config().eos_token_ids) || ends(sequence.request.end_tokens));
   if (sequence.decoder && !ended) event.text = sequence.stops.push(sequence.decoder->push(token));
   if (ended || sequence.stops.stopped()) {
     event.finish = FinishReason::kStop;

@@ -18,6 +18,7 @@ struct GenerationRequest {
   int64_t max_new_tokens = 16;
   SamplingParams sampling;
   std::vector<std::string> stop;
+  std::vector<TokenId> end_tokens;  // that end it, beside the model's own
   bool ignore_eos = false;
 };
 

@@ -22,9 +22,10 @@ struct Draft {
 
 Result<int64_t> template_tokens(const LoadTestOptions& o, const Tokenizer& tokenizer,
                                 const ChatTemplate& chat) {
-  if (o.flavour != ApiFlavour::kChat) return 0;
   const ChatMessage empty{"user", ""};
-  QWEN2_TRY(const auto tokens, tokenizer.encode(chat.render(std::span(&empty, 1), true)));
+  QWEN2_TRY(const auto tokens, o.flavour == ApiFlavour::kChat
+                                   ? chat_tokens(tokenizer, chat, std::span(&empty, 1), true)
+                                   : tokenizer.encode(""));
   return static_cast<int64_t>(tokens.size());
 }
 
@@ -78,14 +79,14 @@ Result<std::vector<Draft>> file_drafts(const LoadTestOptions& o, const Tokenizer
     const FilePrompt& entry = prompts[static_cast<size_t>(i)];
     const ChatMessage message{"user", entry.prompt};
     const bool is_chat = o.flavour == ApiFlavour::kChat;
-    QWEN2_TRY(const auto input,
-              tokenizer.encode(is_chat ? chat.render(std::span(&message, 1), true) : entry.prompt));
+    QWEN2_TRY(const auto input, is_chat ? chat_tokens(tokenizer, chat, std::span(&message, 1), true)
+                                        : tokenizer.encode(entry.prompt));
     Draft draft{0, entry.prompt, static_cast<int64_t>(input.size()), 0};
     if (o.max_new_tokens) {
       std::mt19937_64 random = generator(o, static_cast<uint64_t>(i));
       draft.output = o.max_new_tokens->sample(random);
     } else {
-      QWEN2_TRY(const auto output, tokenizer.encode(entry.answer));
+      QWEN2_TRY(const auto output, tokenizer.encode(MarkedText(entry.answer)));
       draft.output = output.empty() ? kDefaultNewTokens : static_cast<int64_t>(output.size());
     }
     drafts.push_back(std::move(draft));

@@ -21,7 +21,7 @@ Result<PromptMaker> PromptMaker::create(const Tokenizer& tokenizer) {
   for (size_t id = 0; id < tokenizer.size() && maker.words_.size() < kMaxWords; ++id) {
     const std::string text(tokenizer.token_bytes(static_cast<TokenId>(id)));
     if (!is_word(text)) continue;
-    QWEN2_TRY(const auto tokens, tokenizer.encode(text));
+    QWEN2_TRY(const auto tokens, tokenizer.encode(MarkedText(text)));
     if (tokens.size() == 1) maker.words_.push_back(text);
   }
   if (maker.words_.size() < kMinWords) {

@@ -40,7 +40,7 @@ Result<Sequences> chats(std::string_view text, const Tokenizer& tokenizer, const
     if (row.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const auto messages = conversation_of(row);
     if (!messages) return within(fmt::format("line {}", line), messages.error());
-    QWEN2_TRY(auto tokens, tokenizer.encode(chat.render(*messages, false)));
+    QWEN2_TRY(auto tokens, chat_tokens(tokenizer, chat, *messages, false));
     if (tokens.size() > length) tokens.resize(length);
     sequences.push_back(std::move(tokens));
   }

@@ -6,9 +6,11 @@
 #include "base/units.h"
 #include "checkpoint/architecture.h"
 #include "checkpoint/gguf.h"
+#include "checkpoint/qwen2_pattern.h"
 #include "quantize/model_writer.h"
 #include "quantize/rounding.h"
 #include "quantize/tensor_file.h"
+#include "tokenizer/tokenizer_json.h"
 
 namespace qwen2::quantize {
 namespace {
@@ -107,6 +109,12 @@ void add_architecture(Metadata& metadata, const Qwen2Config& c, int bits) {
   metadata.add("qwen2.attention.key_length", number(c.head_dim));
   metadata.add("qwen2.attention.value_length", number(c.head_dim));
   metadata.add("qwen2.rope.freq_base", static_cast<float>(c.rope_theta));
+  if (c.yarn) {
+    metadata.add("qwen2.rope.scaling.type", std::string_view("yarn"));
+    metadata.add("qwen2.rope.scaling.factor", static_cast<float>(c.yarn->factor));
+    metadata.add("qwen2.rope.scaling.original_context_length",
+                 static_cast<uint32_t>(c.yarn->original_context));
+  }
   metadata.add("qwen2.attention.layer_norm_rms_epsilon", c.rms_norm_eps);
 }
 
@@ -173,6 +181,19 @@ Result<std::vector<std::string>> read_merges(const json::value& root) {
   return texts;
 }
 
+// The format knows one pattern by the name "qwen2", and one token in front of a text.
+Status add_surrounding_tokens(Metadata& metadata, const TokenizerTexts& texts) {
+  QWEN2_TRY(const TokenizerParts parts, parse_tokenizer_json(texts.tokenizer_json));
+  if (parts.pattern != kQwen2Pattern) return tokenizer_error("the pre-tokeniser's pattern must be Qwen2's");
+  if (parts.before.size() > 1 || !parts.after.empty()) {
+    return tokenizer_error("'post_processor' may add one token in front of a text and none behind it");
+  }
+  metadata.add("tokenizer.ggml.add_bos_token", !parts.before.empty());
+  if (!parts.before.empty())
+    metadata.add("tokenizer.ggml.bos_token_id", static_cast<uint32_t>(parts.before.front()));
+  return {};
+}
+
 Status add_tokenizer(Metadata& metadata, const TokenizerTexts& texts, const Qwen2Config& c) {
   json::error_code code;
   const json::value root = json::parse(texts.tokenizer_json, code);
@@ -190,9 +211,13 @@ Status add_tokenizer(Metadata& metadata, const TokenizerTexts& texts, const Qwen
   metadata.add("tokenizer.ggml.tokens", names);
   metadata.add("tokenizer.ggml.token_type", kinds);
   metadata.add("tokenizer.ggml.merges", merges);
-  metadata.add("tokenizer.ggml.add_bos_token", false);
+  QWEN2_CHECK(add_surrounding_tokens(metadata, texts));
   if (!c.eos_token_ids.empty())
     metadata.add("tokenizer.ggml.eos_token_id", static_cast<uint32_t>(c.eos_token_ids.front()));
+  if (!texts.chat_template.empty()) {
+    metadata.add("tokenizer.chat_template", std::string_view(texts.chat_template));
+    return {};
+  }
   const json::value config = json::parse(texts.tokenizer_config_json, code);
   if (code || !config.is_object()) return {};
   const json::value* chat = config.get_object().if_contains("chat_template");

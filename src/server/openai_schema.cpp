@@ -105,7 +105,9 @@ Parsed<std::vector<ChatMessage>> parse_messages(const json::value* value) {
   return messages;
 }
 
-Parsed<std::vector<TokenId>> encode(const ServedModel& model, std::string_view text, std::string_view param) {
+// `text` is a prompt as it is, or a rendered chat with its marks.
+template <class Text>
+Parsed<std::vector<TokenId>> encode(const ServedModel& model, const Text& text, std::string_view param) {
   if (model.tokenizer == nullptr)
     return bad(param, "the model has no tokeniser: send token ids to /v1/completions");
   auto tokens = model.tokenizer->encode(text);
@@ -116,7 +118,7 @@ Parsed<std::vector<TokenId>> encode(const ServedModel& model, std::string_view t
 // A string, an array of token ids, or an array of exactly one of either.
 Parsed<std::vector<TokenId>> parse_prompt(const ServedModel& model, const json::value* value) {
   if (value == nullptr) return bad("prompt", "'prompt' is missing");
-  if (value->is_string()) return encode(model, value->get_string(), "prompt");
+  if (value->is_string()) return encode(model, std::string_view(value->get_string()), "prompt");
   if (!value->is_array()) return bad("prompt", "'prompt' must be a string or an array of token ids");
   const json::array& list = value->get_array();
   if (!list.empty() && (list[0].is_string() || list[0].is_array())) {
@@ -137,7 +139,9 @@ Parsed<std::vector<TokenId>> parse_input(Endpoint endpoint, const JsonFields& fi
                                          const ServedModel& model) {
   if (endpoint != Endpoint::kChat) return parse_prompt(model, fields.value("prompt"));
   QWEN2_TRY(const auto messages, parse_messages(fields.value("messages")));
-  return encode(model, model.chat.render(messages, true), "messages");
+  const auto prompt = model.chat.render(messages, true);
+  if (!prompt) return bad("messages", "{}", prompt.error().message);
+  return encode(model, *prompt, "messages");
 }
 
 Parsed<void> read_sampling(const JsonFields& fields, GenerationRequest& request) {
@@ -235,6 +239,7 @@ std::expected<ParsedRequest, HttpError> parse_request(Endpoint endpoint, std::st
   QWEN2_CHECK(read_sampling(fields, request.generation));
   QWEN2_TRY(request.generation.stop, parse_stop(fields.value("stop")));
   QWEN2_TRY(request.generation.prompt, parse_input(endpoint, fields, model));
+  if (endpoint == Endpoint::kChat) request.generation.end_tokens = model.chat_end_tokens;
   QWEN2_CHECK(read_max_tokens(endpoint, fields, model, request.generation));
   return request;
 }

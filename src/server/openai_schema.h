@@ -22,6 +22,7 @@ struct ServedModel {
   std::string name;
   const Tokenizer* tokenizer = nullptr;
   ChatTemplate chat;
+  std::vector<TokenId> chat_end_tokens;  // that end an answer in a chat, beside the model's own
   SamplingParams sampling_defaults;
   int64_t max_model_len = 0;
 };

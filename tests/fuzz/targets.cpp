@@ -1,5 +1,7 @@
 #include "targets.h"
 
+#include <algorithm>
+#include <boost/json.hpp>
 #include <cstdlib>
 #include <span>
 
@@ -9,6 +11,7 @@
 #include "model/qwen2_config.h"
 #include "server/openai_schema.h"
 #include "tokenizer/chat_template.h"
+#include "tokenizer/jinja/template.h"
 #include "tokenizer/tokenizer.h"
 
 namespace qwen2::fuzz {
@@ -48,7 +51,7 @@ void gguf(std::string_view bytes) {
   const auto parsed = Tokenizer::parse(texts->tokenizer_json);
   // Whatever else is wrong, the text is JSON.
   require(parsed || parsed.error().message.find("not valid JSON") == std::string::npos);
-  const auto chat = ChatTemplate::parse(texts->tokenizer_config_json);
+  const auto chat = ChatTemplate::parse(texts->tokenizer_config_json, "the metadata");
   require(chat || !chat.error().message.empty());
 }
 
@@ -63,6 +66,29 @@ void tokenizer(std::string_view bytes) {
   if (!parsed) return require(!parsed.error().message.empty());
   const auto ids = parsed->encode(bytes.substr(0, 4096));
   if (ids) static_cast<void>(parsed->decode(*ids));
+}
+
+void chat_template(std::string_view bytes) {
+  const size_t end = std::min(bytes.find('\0'), bytes.size());
+  const auto parsed = jinja::Template::parse(bytes.substr(0, end));
+  if (!parsed) return require(!parsed.error().message.empty());
+  boost::json::error_code code;
+  const auto messages = boost::json::parse(bytes.substr(std::min(end + 1, bytes.size())), code);
+  auto value = jinja::from_json(code ? boost::json::value(boost::json::array()) : messages, true);
+  if (!value) return;
+  jinja::Limits limits;
+  limits.steps = 200'000;
+  limits.bytes = size_t{8} << 20;
+  const auto text = parsed->render({{"messages", std::move(*value)},
+                                    {"add_generation_prompt", jinja::Value::boolean(true)},
+                                    {"bos_token", jinja::Value::own("<s>")}},
+                                   0, limits);
+  if (!text) return require(!text.error().message.empty());
+  size_t position = 0;  // marks are in order, within the text and apart
+  for (const auto& [from, to] : text->from_messages()) {
+    require(from < to && to <= text->size() && (position == 0 || from > position));
+    position = to;
+  }
 }
 
 void request(std::string_view bytes) {

@@ -10,6 +10,8 @@ void safetensors(std::string_view bytes);  // a whole file
 void gguf(std::string_view bytes);         // a whole file; the texts made from its metadata are parsed too
 void config(std::string_view bytes);       // config.json
 void tokenizer(std::string_view bytes);    // tokenizer.json; what parses is also used
-void request(std::string_view bytes);      // the body of a chat and of a completion
+// A Jinja template, and behind a zero byte its messages in JSON; what parses is rendered.
+void chat_template(std::string_view bytes);
+void request(std::string_view bytes);  // the body of a chat and of a completion
 
 }  // namespace qwen2::fuzz

@@ -50,9 +50,10 @@ int render(const std::string& folder) {
       messages.push_back(
           {json::value_to<std::string>(item.at("role")), json::value_to<std::string>(item.at("content"))});
     }
-    std::cout << json::serialize(json::object{{"with", chat->render(messages, true)},
-                                              {"without", chat->render(messages, false)}})
-              << '\n';
+    const auto with = chat->render(messages, true);
+    const auto without = chat->render(messages, false);
+    if (!with || !without) return fail(with ? without.error() : with.error());
+    std::cout << json::serialize(json::object{{"with", with->text()}, {"without", without->text()}}) << '\n';
   }
   return 0;
 }

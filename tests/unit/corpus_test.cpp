@@ -33,6 +33,9 @@ TEST(Corpus, Config) {
 TEST(Corpus, Tokenizer) {
   run_corpus("tokenizer", fuzz::tokenizer);
 }
+TEST(Corpus, ChatTemplate) {
+  run_corpus("chat_template", fuzz::chat_template);
+}
 TEST(Corpus, Request) {
   run_corpus("request", fuzz::request);
 }

@@ -240,7 +240,7 @@ TEST(Gguf, NamesTheKeyThatIsNoQwen2) {
   };
   for (const auto& [file, message] : std::vector<BadFile>{
            {good.renamed("qwen2", "llama"), "'general.architecture' is 'llama'"},
-           {with_string("qwen2.rope.scaling.type", "yarn"), "'qwen2.rope.scaling.type' is 'yarn'"},
+           {with_string("qwen2.rope.scaling.type", "longrope"), "'qwen2.rope.scaling.type' is 'longrope'"},
            {good.with_entry("qwen2.rope.scaling.factor", GgufValueType::kFloat32, number(4.0F)), "factor 4"},
            {good.with_entry("qwen2.rope.scale_linear", GgufValueType::kFloat32, number(4.0F)), "factor 4"},
            {good.with_entry("qwen2.rope.dimension_count", GgufValueType::kUint32, number(16U)),
@@ -260,6 +260,7 @@ TEST(Gguf, NamesTheKeyThatIsNoQwen2) {
     expect_error(config_error(file), message);
   }
   EXPECT_EQ(config_error(with_string("qwen2.rope.scaling.type", "none")), "");
+  EXPECT_EQ(config_error(with_string("qwen2.rope.scaling.type", "yarn")), "");
   EXPECT_EQ(config_error(with_string("qwen2.rope.scaling.type", "linear")), "");
 
   const auto eos = good.with(good.after("tokenizer.ggml.eos_token_id") + 4, 273U);
@@ -277,9 +278,9 @@ TEST(Gguf, NamesWhatIsWrongWithTheTokenizer) {
            {good.renamed("tokenizer.ggml.model", "tokenizer.ggml.mode!"),
             "'tokenizer.ggml.model' is missing"},
            {good.renamed("gpt2", "bert"), "'tokenizer.ggml.model' is 'bert'"},
-           {good.renamed("tokenizer.ggml.pre", "tokenizer.ggml.pr!"), "'tokenizer.ggml.pre' is missing"},
            {good.with(good.after("tokenizer.ggml.pre") + 12, 'Q'), "'tokenizer.ggml.pre' is 'Qwen2'"},
-           {good.with(good.after("tokenizer.ggml.add_bos_token") + 4, uint8_t{1}), "add_bos_token"},
+           {good.with(good.after("tokenizer.ggml.add_bos_token") + 4, uint8_t{1}),
+            "'tokenizer.ggml.bos_token_id' is missing"},
            {good.renamed("tokenizer.ggml.tokens", "tokenizer.ggml.token!"),
             "'tokenizer.ggml.tokens' is missing"},
            {good.renamed("tokenizer.ggml.token_type", "tokenizer.ggml.token_typ!"), "token_type' is missing"},
@@ -297,6 +298,12 @@ TEST(Gguf, NamesWhatIsWrongWithTheTokenizer) {
     EXPECT_FALSE(texts) << message;
     expect_error(message_of(texts), message);
   }
+}
+
+TEST(Gguf, TakesOlderFilesWithoutAPattern) {
+  const auto file = tied().renamed("tokenizer.ggml.pre", "tokenizer.ggml.pr!").parse();
+  ASSERT_TRUE(file);
+  EXPECT_TRUE(gguf_tokenizer(*file));
 }
 
 // A damaged copy on disk.
@@ -464,9 +471,12 @@ TEST_P(GgufTwin, TheTokenizerIsTheTwins) {
     EXPECT_EQ(*ids, *expected->encode(text)) << text;
   }
   EXPECT_TRUE(actual->added_token("<tool_call>"));
-  const auto chat = ChatTemplate::parse(texts->tokenizer_config_json);
+  const auto chat = ChatTemplate::parse(texts->tokenizer_config_json, "the metadata");
   ASSERT_TRUE(chat) << chat.error().message;
-  EXPECT_EQ(chat->default_system_prompt(), "You are a fixture.");
+  const ChatMessage hello{"user", "Hi"};
+  EXPECT_TRUE(chat->render(std::span(&hello, 1), true)
+                  ->text()
+                  .starts_with("<|im_start|>system\nYou are a fixture.<|im_end|>\n"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, GgufTwin, testing::Values("mixed", "tied"),

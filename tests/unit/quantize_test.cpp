@@ -269,7 +269,8 @@ TEST(Gguf, HoldsTheRoundedWeightsAndTheTokenizer) {
     fs::create_directories(folder.path());
     const fs::path path = folder.path() / "demo.gguf";
     const TokenizerTexts texts{*read_text_file(test::demo_model() / "tokenizer.json"),
-                               *read_text_file(test::demo_model() / "tokenizer_config.json")};
+                               *read_text_file(test::demo_model() / "tokenizer_config.json"),
+                               {}};
     const GgufJob job{*model.checkpoint, bits, texts, path, {}};
     ASSERT_TRUE(write_gguf(job));
     EXPECT_FALSE(write_gguf(job));  // exists

@@ -1,15 +1,19 @@
 #include "tokenizer/tokenizer.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
 
 #include "base/memory.h"
 #include "paths.h"
 #include "random_data.h"
-#include "tokenizer/chat_template.h"
 #include "tokenizer/utf8.h"
 
 namespace qwen2 {
 namespace {
+
+namespace json = boost::json;
 
 const Tokenizer& demo() {
   static const Tokenizer tokenizer = [] {
@@ -169,27 +173,114 @@ TEST(Tokenizer, NamesWhatItDoesNotSupport) {
   EXPECT_NE(message(tokenizer_json("\\\\p{N}", "\\\\p{")).find("pattern"), std::string::npos);
 }
 
-TEST(ChatTemplate, RendersQwen2) {
-  const auto chat = ChatTemplate::load(test::demo_model());
-  ASSERT_TRUE(chat);
-  const std::vector<ChatMessage> turns{{"user", "Hi"}, {"assistant", "Hello!"}, {"user", "Bye"}};
-  EXPECT_EQ(
-      chat->render(turns, true),
-      "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-      "<|im_start|>assistant\nHello!<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n");
-  const std::vector<ChatMessage> own{{"system", "Be brief."}, {"user", "Hi"}};
-  EXPECT_EQ(chat->render(own, false),
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n");
+// The demo model's tokeniser with another value of one field.
+std::string changed(std::string_view field, json::value value) {
+  json::object root = json::parse(tokenizer_json()).as_object();
+  root[field] = std::move(value);
+  return json::serialize(root);
 }
 
-TEST(ChatTemplate, ReadsTheDefaultPromptAndRefusesOtherFormats) {
-  const auto other = ChatTemplate::parse(
-      R"({"chat_template":"{{'<|im_start|>system\\nBe kind.<|im_end|>\\n'}}{% if add_generation_prompt %}{% endif %}"})");
-  ASSERT_TRUE(other);
-  EXPECT_EQ(other->default_system_prompt(), "Be kind.");
-  EXPECT_FALSE(ChatTemplate::parse(R"({"chat_template":"[INST] {{ messages }} [/INST]"})"));
-  EXPECT_FALSE(ChatTemplate::parse(R"({"chat_template":7})"));
-  EXPECT_FALSE(ChatTemplate::parse("nonsense"));
+TEST(Tokenizer, TakesASequenceOfOneNfc) {
+  const json::object nfc{{"type", "NFC"}};
+  const auto sequence = [](json::array list) {
+    return json::object{{"type", "Sequence"}, {"normalizers", std::move(list)}};
+  };
+  const auto one = Tokenizer::parse(changed("normalizer", sequence({nfc})));
+  ASSERT_TRUE(one) << one.error().message;
+  EXPECT_EQ(*one->encode("e\u0301"), *demo().encode("\u00e9"));
+  EXPECT_FALSE(Tokenizer::parse(changed("normalizer", sequence({nfc, nfc}))));
+}
+
+// Tokens around a text by itself, and around no part of a prompt.
+TEST(Tokenizer, PutsTokensAroundATextAsPostProcessorSays) {
+  const TokenId bos = *demo().added_token("<|im_start|>");
+  const TokenId eos = *demo().added_token("<|im_end|>");
+  const json::object special{{"B", json::object{{"id", "B"}, {"ids", json::array{bos}}}},
+                             {"E", json::object{{"id", "E"}, {"ids", json::array{eos}}}}};
+  const auto token = [](const char* id) { return json::object{{"SpecialToken", json::object{{"id", id}}}}; };
+  const json::object text{{"Sequence", json::object{{"id", "A"}}}};
+  const json::object around{{"type", "TemplateProcessing"},
+                            {"single", json::array{token("B"), text, token("E")}},
+                            {"special_tokens", special}};
+  const json::object bytes{{"type", "ByteLevel"}};
+  const json::object both{{"type", "Sequence"}, {"processors", json::array{bytes, around}}};
+  for (const json::object& processor : {around, both}) {
+    const auto tokenizer = Tokenizer::parse(changed("post_processor", processor));
+    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+    std::vector<TokenId> expected = *demo().encode("Hi");
+    EXPECT_EQ(*tokenizer->encode(MarkedText("Hi")), expected);
+    expected.insert(expected.begin(), bos);
+    expected.push_back(eos);
+    EXPECT_EQ(*tokenizer->encode("Hi"), expected);
+    EXPECT_EQ(*tokenizer->encode(""), (std::vector<TokenId>{bos, eos}));
+  }
+  const auto error = [](const json::object& processor) {
+    const auto tokenizer = Tokenizer::parse(changed("post_processor", processor));
+    return tokenizer ? "accepted" : tokenizer.error().message;
+  };
+  EXPECT_EQ(error({{"type", "BertProcessing"}}),
+            "'post_processor' of type 'BertProcessing' is not supported");
+  json::object unknown = around;
+  unknown["special_tokens"] = json::object();
+  EXPECT_EQ(error(unknown), "'post_processor': special token 'B' has no 'ids'");
+}
+
+// An added token with "normalized" is looked for after NFC, in what no other added token takes.
+TEST(Tokenizer, FindsNormalizedTokensInNormalText) {
+  const auto id = static_cast<TokenId>(demo().size());
+  json::array added = json::parse(tokenizer_json()).at("added_tokens").as_array();
+  added.push_back(
+      json::object{{"id", id}, {"content", "caf\u00e9"}, {"normalized", true}, {"special", true}});
+  const auto tokenizer = Tokenizer::parse(changed("added_tokens", added));
+  ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+  const auto has = [&](const MarkedText& text) {
+    const auto ids = tokenizer->encode(text);
+    return std::count(ids->begin(), ids->end(), id);
+  };
+  EXPECT_EQ(has(MarkedText("a caf\u00e9 cafe\u0301<|im_end|>cafe\u0301")), 3);
+  EXPECT_EQ(has(MarkedText("a cafe\u0301", true)), 0);  // a message's
+  MarkedText seam("cafe");
+  seam.append("\u0301", true);
+  EXPECT_EQ(has(seam), 0);  // the last character is both's
+  seam.append(" caf\u00e9", false);
+  EXPECT_EQ(tokenizer->decode(*tokenizer->encode(seam)), "caf\u00e9 caf\u00e9");
+}
+
+// vocab.json and merges.txt, as before tokenizer.json.
+TEST(Tokenizer, LoadsVocabularyFiles) {
+  const json::value root = json::parse(tokenizer_json());
+  const auto folder = std::filesystem::temp_directory_path() / fmt::format("vocabulary_{}", ::getpid());
+  std::filesystem::create_directories(folder);
+  std::string merges = "#version: 0.2\n";
+  for (const json::value& merge : root.at_pointer("/model/merges").as_array()) {
+    merges += merge.is_string() ? std::string(merge.get_string())
+                                : fmt::format("{} {}", std::string_view(merge.as_array()[0].as_string()),
+                                              std::string_view(merge.as_array()[1].as_string()));
+    merges += '\n';
+  }
+  json::object decoder;
+  json::object plain;
+  for (const json::value& token : root.at("added_tokens").as_array()) {
+    decoder[std::to_string(token.at("id").as_int64())] = token;
+    plain[token.at("content").as_string()] = token.at("id");
+  }
+  ASSERT_TRUE(write_file(folder / "vocab.json", json::serialize(root.at_pointer("/model/vocab"))));
+  ASSERT_TRUE(write_file(folder / "merges.txt", merges));
+  ASSERT_TRUE(write_file(folder / "added_tokens.json", json::serialize(plain)));
+  constexpr std::string_view kText = "<|im_start|>user\nna\u00efve e\u0301 it's 12<|im_end|>";
+  for (const bool with_config : {false, true}) {
+    if (with_config) {
+      ASSERT_TRUE(write_file(folder / "tokenizer_config.json",
+                             json::serialize(json::object{{"added_tokens_decoder", decoder}})));
+    }
+    const auto tokenizer = Tokenizer::load(folder);
+    ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+    EXPECT_EQ(*tokenizer->encode(kText), *demo().encode(kText));
+    EXPECT_TRUE(tokenizer->is_special(*tokenizer->added_token("<|im_end|>")));
+  }
+  ASSERT_TRUE(write_file(folder / "merges.txt", "a\n"));
+  EXPECT_NE(Tokenizer::load(folder).error().message.find("merges.txt: line 1"), std::string::npos);
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace
