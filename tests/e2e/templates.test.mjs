@@ -27,8 +27,14 @@ function byTemplate(answers, perTemplate) {
   );
 }
 
-// Template -> why ours may differ from Python's.
-const exceptions = {};
+// Template -> what ours refuses where Python renders.
+const exceptions = {
+  'own/loop-nested-recursive': /'recursive' of a {% for %} is not supported/,
+  'own/loop-recursive': /'recursive' of a {% for %} is not supported/,
+  'own/rare-filters': /the filter '\w+' is not supported/,
+  'own/rare-globals': /'joiner' is undefined/,
+  'own/rare-methods': /a str has no attribute 'partition'/,
+};
 
 // What @huggingface/jinja hardly renders: in Python a text is a sequence of its characters, there it is none.
 const notOfHuggingFace = ['published/llama-guard3-1b', 'published/llama3.2-vision', 'published/llama3.2-vision-90b'];
@@ -51,6 +57,7 @@ describe('templates', () => {
       });
       if (name in exceptions) {
         assert.notEqual(differences.length, 0, `no exception any more: ${exceptions[name]}`);
+        for (const { found } of differences) assert.match(found.error, exceptions[name]);
         return;
       }
       assert.deepEqual(differences.slice(0, 2), [], `${differences.length} of ${conversations.length} differ`);
