@@ -13,7 +13,9 @@ namespace {
 namespace json = boost::json;
 namespace jinja = qwen2::jinja;
 
-bool is_from_request(std::string_view name) { return name == "messages" || name == "tools" || name == "documents"; }
+bool is_from_request(std::string_view name) {
+  return name == "messages" || name == "tools" || name == "documents";
+}
 
 qwen2::Result<qwen2::MarkedText> render(const json::object& line,
                                         std::map<std::string, qwen2::Result<jinja::Template>>& parsed) {
