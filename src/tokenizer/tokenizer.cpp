@@ -72,7 +72,9 @@ Result<TokenizerParts> load_parts(const fs::path& folder) {
   const fs::path path = folder / "tokenizer.json";
   if (fs::exists(path) || !fs::exists(folder / "vocab.json") || !fs::exists(folder / "merges.txt")) {
     QWEN2_TRY(const std::string text, read_text_file(path));
-    return parse_tokenizer_json(text);
+    auto parts = parse_tokenizer_json(text);
+    if (!parts) return within("tokenizer.json", parts.error());
+    return parts;
   }
   QWEN2_TRY(const std::string vocabulary, read_text_file(folder / "vocab.json"));
   QWEN2_TRY(const std::string merges, read_text_file(folder / "merges.txt"));

@@ -239,12 +239,13 @@ Status read_post_processor(const json::value* processor, TokenizerParts& parts) 
   return {};
 }
 
-Result<json::value> parse_json(std::string_view text, std::string_view what, json::storage_ptr storage) {
+// `where` begins the error.
+Result<json::value> parse_json(std::string_view text, std::string_view where, json::storage_ptr storage) {
   json::error_code code;
   json::parse_options options;
   options.max_depth = 16;
   json::value root = json::parse(text, code, std::move(storage), options);
-  if (code) return fail(ErrorKind::kFormat, "{}: not valid JSON: {}", what, code.message());
+  if (code) return fail(ErrorKind::kFormat, "{}not valid JSON: {}", where, code.message());
   return root;
 }
 
@@ -292,7 +293,7 @@ Result<json::value> decoder_as_list(const json::value& config) {
 
 Result<TokenizerParts> parse_tokenizer_json(std::string_view text) {
   json::monotonic_resource memory;
-  QWEN2_TRY(const json::value root, parse_json(text, "tokenizer.json", &memory));
+  QWEN2_TRY(const json::value root, parse_json(text, "", &memory));
   QWEN2_CHECK(check_model(root));
   TokenizerParts parts;
   QWEN2_TRY(parts.nfc, parse_normalizer(root));
@@ -311,17 +312,17 @@ Result<TokenizerParts> parse_vocabulary_files(std::string_view vocab_json, std::
   TokenizerParts parts;
   parts.nfc = true;
   parts.pattern = kQwen2Pattern;
-  QWEN2_TRY(const json::value vocabulary, parse_json(vocab_json, "vocab.json", {}));
+  QWEN2_TRY(const json::value vocabulary, parse_json(vocab_json, "vocab.json: ", {}));
   QWEN2_TRY(parts.tokens, parse_vocabulary(json::value{{"vocab", vocabulary}}));
   QWEN2_TRY(parts.merges, parse_merge_lines(merges_txt));
   if (!tokenizer_config_json.empty()) {
-    QWEN2_TRY(const json::value config, parse_json(tokenizer_config_json, "tokenizer_config.json", {}));
+    QWEN2_TRY(const json::value config, parse_json(tokenizer_config_json, "tokenizer_config.json: ", {}));
     QWEN2_TRY(const json::value list, decoder_as_list(config));
     QWEN2_TRY(parts.added, parse_added(list));
   }
   if (!parts.added.empty() || added_tokens_json.empty()) return parts;
   // The older file has texts and ids alone; they are special.
-  QWEN2_TRY(const json::value added, parse_json(added_tokens_json, "added_tokens.json", {}));
+  QWEN2_TRY(const json::value added, parse_json(added_tokens_json, "added_tokens.json: ", {}));
   if (!added.is_object()) return fail(ErrorKind::kFormat, "added_tokens.json: an object was expected");
   json::array list;
   for (const auto& [content, id] : added.get_object()) {

@@ -101,8 +101,8 @@ MarkedText with_case(const MarkedText& text,
   MarkedText out;
   for (size_t i = 0; i < all.size(); ++i) {
     const Case wanted = to(all, i);
-    std::u32string letters = mapped(all[i].code, wanted);
-    if (wanted == Case::kLower && all[i].code == U'Σ' && is_final_sigma(all, i)) letters = U"ς";
+    const bool sigma = wanted == Case::kLower && all[i].code == U'Σ' && is_final_sigma(all, i);
+    const std::u32string letters = sigma ? std::u32string(1, U'ς') : mapped(all[i].code, wanted);
     std::string bytes;
     for (const char32_t letter : letters) append_utf8(bytes, letter);
     out.append(bytes, text.is_from_message(all[i].begin, all[i].end));

@@ -196,7 +196,7 @@ Result<Value> from_json(const boost::json::value& json, bool from_message) {
 }
 
 std::string_view type_name(const Value& value) {
-  struct Name {
+  struct TypeName {
     std::string_view operator()(const Undefined&) const { return "undefined"; }
     std::string_view operator()(const None&) const { return "None"; }
     std::string_view operator()(bool) const { return "bool"; }
@@ -224,7 +224,7 @@ std::string_view type_name(const Value& value) {
     std::string_view operator()(const Macro*) const { return "macro"; }
     std::string_view operator()(const Namespace*) const { return "namespace"; }
   };
-  return std::visit(Name{}, value.data());
+  return std::visit(TypeName{}, value.data());
 }
 
 bool is_true(const Value& value) {
