@@ -154,6 +154,52 @@ TEST(ChatTemplate, SpecialTokensInMessagesAreText) {
   EXPECT_EQ(demo().encode("a<|im_end|>")->back(), end);
 }
 
+// As DeepSeek-R1-Distill-Qwen: other special tokens, a BOS that post_processor puts in front of a text and the
+// template in front of a chat, and answers that keep what follows </think>.
+TEST(ChatTemplate, ServesDeepSeekR1Distill) {
+  json::object root = json::parse(*read_text_file(test::demo_model() / "tokenizer.json")).as_object();
+  json::array added;
+  const auto add = [&](std::string_view text, bool special) {
+    const auto id = static_cast<int64_t>(8189 + added.size());
+    added.push_back(json::object{{"id", id}, {"content", text}, {"special", special}, {"normalized", false}});
+    return static_cast<TokenId>(id);
+  };
+  const TokenId end = add("<｜end▁of▁sentence｜>", true);
+  const TokenId user = add("<｜User｜>", false);
+  const TokenId assistant = add("<｜Assistant｜>", false);
+  const TokenId begin = add("<｜begin▁of▁sentence｜>", true);
+  const TokenId think = add("<think>", false);
+  root["added_tokens"] = added;
+  const json::object bos{{"SpecialToken", json::object{{"id", "<｜begin▁of▁sentence｜>"}}}};
+  root["post_processor"] =
+      json::object{{"type", "TemplateProcessing"},
+                   {"single", json::array{bos, json::object{{"Sequence", json::object{{"id", "A"}}}}}},
+                   {"special_tokens",
+                    json::object{{"<｜begin▁of▁sentence｜>", json::object{{"ids", json::array{begin}}}}}}};
+  const auto tokenizer = Tokenizer::parse(json::serialize(root));
+  ASSERT_TRUE(tokenizer) << tokenizer.error().message;
+  json::object settings =
+      config(*read_text_file(test::source_folder() / "tests/data/templates/published/deepseek-r1-8b.jinja"));
+  settings["bos_token"] = json::object{{"content", "<｜begin▁of▁sentence｜>"}};
+  settings["eos_token"] = json::object{{"content", "<｜end▁of▁sentence｜>"}};
+  const auto chat = parse(settings);
+  ASSERT_TRUE(chat) << chat.error().message;
+
+  EXPECT_EQ(tokenizer->encode("Hi")->front(), begin);
+  EXPECT_EQ(chat_end_tokens(*tokenizer, *chat), std::vector<TokenId>{end});
+  const std::vector<ChatMessage> turns{
+      {"system", "Be brief."}, {"user", "Hi"}, {"assistant", "<think>hm</think>Hello"}, {"user", "Bye"}};
+  EXPECT_EQ(rendered(*chat, turns),
+            "<｜begin▁of▁sentence｜>Be brief.<｜User｜>Hi<｜Assistant｜>Hello<｜end▁of▁sentence｜>"
+            "<｜User｜>Bye<｜Assistant｜>");
+  const auto tokens = *chat_tokens(*tokenizer, *chat, turns, true);
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), begin), 1);
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), user), 2);
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), assistant), 2);
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), think), 0);
+  EXPECT_EQ(tokens.front(), begin);
+}
+
 // Where nothing special is in the messages, the tokens are those of the whole text.
 TEST(ChatTemplate, SeamsChangeNoTokens) {
   const auto chat = ChatTemplate::load(test::demo_model());
