@@ -52,8 +52,9 @@ Status read_expanded(const Checkpoint& checkpoint, std::string_view name, int64_
 // A folder with config.json and model.safetensors, or shards with model.safetensors.index.json.
 Result<std::unique_ptr<Checkpoint>> open_hf_folder(const std::filesystem::path& folder);
 
-// A .gguf file of a Qwen2 model in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K or Q6_K. The configuration is
-// made from its metadata, and tensors go by their Hugging Face names.
+// A .gguf file of a Qwen2 model in F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q2_K, Q3_K, Q4_K, Q5_K,
+// Q6_K, IQ4_NL or IQ4_XS. The configuration is made from its metadata, and tensors go by their Hugging Face
+// names.
 Result<std::unique_ptr<Checkpoint>> open_gguf(const std::filesystem::path& path);
 
 // Whether `model` names a regular file that ends in ".gguf".

@@ -1,5 +1,7 @@
 #include "checkpoint/gguf.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -10,7 +12,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "GGUF is read as it lies in memory");
 
-constexpr std::string_view kMagic = "GGUF";
 constexpr uint32_t kVersion = 3;
 constexpr uint64_t kMaxAlignment = uint64_t{1} << 30;
 
@@ -20,24 +21,89 @@ struct TypeRow {
   GgmlBlock block;
 };
 
-// Every type that ggml writes into files, so that an error can name one that is not computed with.
-constexpr std::array kTypes = std::to_array<TypeRow>({
-    {0, "F32", {1, 4}},         {1, "F16", {1, 2}},         {2, "Q4_0", {32, 18}},
-    {3, "Q4_1", {32, 20}},      {6, "Q5_0", {32, 22}},      {7, "Q5_1", {32, 24}},
-    {8, "Q8_0", {32, 34}},      {10, "Q2_K", {256, 84}},    {11, "Q3_K", {256, 110}},
-    {12, "Q4_K", {256, 144}},   {13, "Q5_K", {256, 176}},   {14, "Q6_K", {256, 210}},
-    {16, "IQ2_XXS", {256, 66}}, {17, "IQ2_XS", {256, 74}},  {18, "IQ3_XXS", {256, 98}},
-    {19, "IQ1_S", {256, 50}},   {20, "IQ4_NL", {32, 18}},   {21, "IQ3_S", {256, 110}},
-    {22, "IQ2_S", {256, 82}},   {23, "IQ4_XS", {256, 136}}, {24, "I8", {1, 1}},
-    {25, "I16", {1, 2}},        {26, "I32", {1, 4}},        {27, "I64", {1, 8}},
-    {28, "F64", {1, 8}},        {29, "IQ1_M", {256, 56}},   {30, "BF16", {1, 2}},
-    {34, "TQ1_0", {256, 54}},   {35, "TQ2_0", {256, 66}},   {39, "MXFP4", {32, 17}},
+constexpr auto kTypes = std::to_array<TypeRow>({
+    {0, "F32", {1, 4}},
+    {1, "F16", {1, 2}},
+    {30, "BF16", {1, 2}},
+    {2, "Q4_0", {32, 18}},
+    {3, "Q4_1", {32, 20}},
+    {6, "Q5_0", {32, 22}},
+    {7, "Q5_1", {32, 24}},
+    {8, "Q8_0", {32, 34}},
+    {10, "Q2_K", {256, 84}},
+    {11, "Q3_K", {256, 110}},
+    {12, "Q4_K", {256, 144}},
+    {13, "Q5_K", {256, 176}},
+    {14, "Q6_K", {256, 210}},
+    {20, "IQ4_NL", {32, 18}},
+    {23, "IQ4_XS", {256, 136}},
+});
+
+struct OtherType {
+  uint32_t number;
+  std::string_view name;
+};
+
+// Types that ggml writes into files and this program does not compute with.
+constexpr auto kUnsupportedTypes = std::to_array<OtherType>({
+    {16, "IQ2_XXS"},
+    {17, "IQ2_XS"},
+    {18, "IQ3_XXS"},
+    {19, "IQ1_S"},
+    {21, "IQ3_S"},
+    {22, "IQ2_S"},
+    {24, "I8"},
+    {25, "I16"},
+    {26, "I32"},
+    {27, "I64"},
+    {28, "F64"},
+    {29, "IQ1_M"},
+    {34, "TQ1_0"},
+    {35, "TQ2_0"},
+    {39, "MXFP4"},
+    {40, "NVFP4"},
+    {41, "Q1_0"},
+    {42, "Q2_0"},
+});
+
+// Q4_0 and IQ4_NL in the order of one processor's kernels; ggml has withdrawn them.
+constexpr auto kRetiredTypes = std::to_array<OtherType>({
+    {31, "Q4_0_4_4"},
+    {32, "Q4_0_4_8"},
+    {33, "Q4_0_8_8"},
+    {36, "IQ4_NL_4_4"},
+    {37, "IQ4_NL_4_8"},
+    {38, "IQ4_NL_8_8"},
 });
 
 const TypeRow* find_type(uint32_t number) {
   const auto found =
       std::find_if(kTypes.begin(), kTypes.end(), [&](const TypeRow& row) { return row.number == number; });
   return found == kTypes.end() ? nullptr : &*found;
+}
+
+// "" for a number that no list has.
+std::string_view name_in(std::span<const OtherType> list, uint32_t number) {
+  for (const OtherType& type : list) {
+    if (type.number == number) return type.name;
+  }
+  return {};
+}
+
+std::unexpected<Error> other_type(uint32_t number) {
+  if (const auto name = name_in(kRetiredTypes, number); !name.empty()) {
+    return fail(ErrorKind::kUnsupported,
+                "type {} ({}) is a repacked one that ggml retired: download the {} file, or quantise again",
+                name, number, name.substr(0, name.size() - std::string_view("_4_4").size()));
+  }
+  const std::string_view name = name_in(kUnsupportedTypes, number);
+  if (name.empty()) return fail(ErrorKind::kFormat, "unknown tensor type {}", number);
+  std::vector<std::string_view> known;
+  known.reserve(kTypes.size());
+  for (const TypeRow& row : kTypes) known.push_back(row.name);
+  return fail(ErrorKind::kUnsupported,
+              "type {} ({}) is not supported: download or quantise the model in one of {}", name, number,
+              fmt::join(known, ", "));
 }
 
 // Bytes of an element of fixed size; 0 for strings, arrays and unknown types.
@@ -219,7 +285,7 @@ Result<GgufTensor> read_tensor(Reader& reader, uint64_t alignment) {
   }
   QWEN2_TRY(const uint32_t number, reader.value<uint32_t>("the type"));
   const TypeRow* type = find_type(number);
-  if (type == nullptr) return fail(ErrorKind::kFormat, "unknown tensor type {}", number);
+  if (type == nullptr) return other_type(number);
   tensor.type = static_cast<GgmlType>(number);
   if (tensor.shape[0] % type->block.elements != 0) {
     return fail(ErrorKind::kFormat, "rows of {} elements are not whole blocks of {} ({})", tensor.shape[0],
@@ -268,8 +334,8 @@ Status place_tensors(GgufFile& file, uint64_t header_bytes, uint64_t file_bytes)
 }
 
 Status read_header(Reader& reader, uint64_t& tensors, uint64_t& metadata) {
-  QWEN2_TRY(const auto magic, reader.take(kMagic.size(), "the magic number"));
-  if (std::memcmp(magic.data(), kMagic.data(), kMagic.size()) != 0) {
+  QWEN2_TRY(const auto magic, reader.take(kGgufMagic.size(), "the magic number"));
+  if (std::memcmp(magic.data(), kGgufMagic.data(), kGgufMagic.size()) != 0) {
     return fail(ErrorKind::kFormat, "does not begin with \"GGUF\": this is no GGUF file");
   }
   QWEN2_TRY(const uint32_t version, reader.value<uint32_t>("the version"));

@@ -17,6 +17,9 @@
 
 namespace qwen2 {
 
+// The first bytes of a file.
+constexpr std::string_view kGgufMagic = "GGUF";
+
 // The format's numbers of metadata types.
 enum class GgufValueType : uint32_t {
   kUint8 = 0,
@@ -40,14 +43,20 @@ enum class GgmlType : uint32_t {
   kF16 = 1,
   kQ4_0 = 2,
   kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
   kQ8_0 = 8,
+  kQ2_K = 10,
+  kQ3_K = 11,
   kQ4_K = 12,
   kQ5_K = 13,
   kQ6_K = 14,
+  kIQ4_NL = 20,
+  kIQ4_XS = 23,
   kBF16 = 30,
 };
 
-// ggml's name of any tensor type that the parser accepts, such as "Q4_K".
+// ggml's name of such a type, such as "Q4_K".
 std::string_view ggml_type_name(GgmlType type);
 // Elements and bytes of a block; a row is a whole number of blocks.
 struct GgmlBlock {

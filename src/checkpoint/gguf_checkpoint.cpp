@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 
 #include "base/memory.h"
@@ -13,7 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The plain type of a tensor; nothing for quantised ones and for types that are not read.
+// The plain type of a tensor; nothing for quantised ones.
 std::optional<DType> plain_type(GgmlType type) {
   switch (type) {
     case GgmlType::kF32:
@@ -36,13 +37,6 @@ class GgufCheckpoint final : public Checkpoint {
       QWEN2_TRY(header_, parse_gguf(file_.bytes()));
       QWEN2_TRY(config_, gguf_config_json(header_));
       QWEN2_TRY(generation_config_, gguf_generation_config_json(header_));
-      for (const auto& [name, tensor] : header_.tensors) {
-        if (plain_type(tensor.type) || gguf_format(tensor.type)) continue;
-        return fail(ErrorKind::kUnsupported,
-                    "tensor '{}' has type {}; F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q5_K or Q6_K was "
-                    "expected",
-                    name.substr(0, 64), ggml_type_name(tensor.type));
-      }
       return {};
     };
     if (auto status = read(); !status) return within(fmt::format("'{}'", path.string()), status.error());
@@ -79,14 +73,18 @@ class GgufCheckpoint final : public Checkpoint {
     }
     const auto bytes = bytes_of(*tensor);
     const size_t row_bytes = bytes.size() / static_cast<size_t>(rows);
+    int64_t bad_row = rows;
     // Whole blocks of rows a thread, so that no two threads write the same cache lines.
-#pragma omp parallel for schedule(static, kBlockRows)
+#pragma omp parallel for schedule(static, kBlockRows) reduction(min : bad_row)
     for (int64_t row = 0; row < rows; ++row) {
-      copy_gguf_row(tensor->type, bytes.data() + static_cast<size_t>(row) * row_bytes, target,
-                    first_row + row);
+      const std::byte* const source = bytes.data() + static_cast<size_t>(row) * row_bytes;
+      if (!copy_gguf_row(tensor->type, source, target, first_row + row)) bad_row = std::min(bad_row, row);
     }
     file_.release(bytes);
-    return {};
+    if (bad_row == rows) return {};
+    return fail(ErrorKind::kFormat,
+                "'{}': tensor '{}' holds an infinite or NaN scale in row {}; finite ones were expected",
+                path_.string(), gguf_tensor_name(name), bad_row);
   }
 
   Status load_vector(std::string_view name, int64_t size, float* out) const override {

@@ -6,10 +6,12 @@
 #include <span>
 
 #include "checkpoint/gguf.h"
+#include "checkpoint/gguf_blocks.h"
 #include "checkpoint/gguf_metadata.h"
 #include "checkpoint/safetensors.h"
 #include "model/qwen2_config.h"
 #include "server/openai_schema.h"
+#include "tensor/quantized_storage.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/jinja/template.h"
 #include "tokenizer/tokenizer.h"
@@ -19,6 +21,19 @@ namespace {
 
 void require(bool holds) {
   if (!holds) std::abort();
+}
+
+// Copies every row of a quantised tensor, as a checkpoint does.
+void copy_rows(const GgufTensor& tensor, std::string_view bytes) {
+  const auto format = gguf_format(tensor.type);
+  if (!format || tensor.shape[2] != 1 || tensor.shape[3] != 1) return;
+  const QuantizedStorage storage(*format, tensor.shape[1], tensor.shape[0]);
+  const auto source = std::as_bytes(std::span(bytes)).subspan(tensor.begin, tensor.bytes);
+  const size_t row_bytes = source.size() / static_cast<size_t>(tensor.shape[1]);
+  for (int64_t row = 0; row < tensor.shape[1]; ++row) {
+    const std::byte* const start = source.data() + static_cast<size_t>(row) * row_bytes;
+    static_cast<void>(copy_gguf_row(tensor.type, start, storage.matrix(), row));
+  }
 }
 
 }  // namespace
@@ -37,6 +52,7 @@ void gguf(std::string_view bytes) {
   if (!file) return require(!file.error().message.empty());
   for (const auto& [name, tensor] : file->tensors) {
     require(tensor.begin <= bytes.size() && tensor.bytes <= bytes.size() - tensor.begin);
+    copy_rows(tensor, bytes);
   }
   const auto text = gguf_config_json(*file);
   const auto generation = gguf_generation_config_json(*file);

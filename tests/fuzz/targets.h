@@ -7,7 +7,7 @@
 namespace qwen2::fuzz {
 
 void safetensors(std::string_view bytes);  // a whole file
-void gguf(std::string_view bytes);         // a whole file; the texts made from its metadata are parsed too
+void gguf(std::string_view bytes);         // a whole file; its texts are parsed, its quantised rows copied
 void config(std::string_view bytes);       // config.json
 void tokenizer(std::string_view bytes);    // tokenizer.json; what parses is also used
 // A Jinja template, and behind a zero byte its messages in JSON; what parses is rendered.

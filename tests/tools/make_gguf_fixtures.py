@@ -86,6 +86,78 @@ def block_q4_1(rng):
     return f16_bytes(d) + f16_bytes(m) + nibbles(codes, 32), [d * q + m for q in codes]
 
 
+def fifth_bits(codes):
+    """32 bits: bit j is the fifth bit of code j."""
+    return struct.pack("<I", sum((q >> 4 & 1) << j for j, q in enumerate(codes)))
+
+
+def block_q5_0(rng):
+    d = random_half(rng, 0.005)
+    codes = [rng.randint(0, 31) for _ in range(32)]
+    return f16_bytes(d) + fifth_bits(codes) + nibbles(codes, 32), [d * (q - 16) for q in codes]
+
+
+def block_q5_1(rng):
+    d, m = random_half(rng, 0.005), random_half(rng, 0.08)
+    codes = [rng.randint(0, 31) for _ in range(32)]
+    return f16_bytes(d) + f16_bytes(m) + fifth_bits(codes) + nibbles(codes, 32), [d * q + m for q in codes]
+
+
+LEVELS = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+
+def block_iq4_nl(rng):
+    d = random_half(rng, 0.0008)
+    codes = [rng.randint(0, 15) for _ in range(32)]
+    return f16_bytes(d) + nibbles(codes, 32), [d * LEVELS[q] for q in codes]
+
+
+def block_iq4_xs(rng):
+    """Factors of 6 bits: low halves in four bytes, a byte for two; top two bits in a number of 16 bits."""
+    d = random_half(rng, 0.00004)
+    factors = [rng.randint(0, 63) for _ in range(8)]
+    codes = [rng.randint(0, 15) for _ in range(256)]
+    upper = sum((f >> 4) << (2 * i) for i, f in enumerate(factors))
+    lower = bytes((factors[i] & 15) | (factors[i + 1] & 15) << 4 for i in range(0, 8, 2))
+    values = [d * (factors[e // 32] - 32) * LEVELS[q] for e, q in enumerate(codes)]
+    return f16_bytes(d) + struct.pack("<H", upper) + lower + nibbles(codes, 32), values
+
+
+def two_bits(codes):
+    """64 bytes: each half of 128 codes takes 32 bytes, a byte for every 32nd code, the first lowest."""
+    out = bytearray(64)
+    for e, q in enumerate(codes):
+        half, i = divmod(e, 128)
+        out[half * 32 + i % 32] |= (q & 3) << (2 * (i // 32))
+    return bytes(out)
+
+
+def block_q2_k(rng):
+    d, dmin = random_half(rng, 0.004), random_half(rng, 0.006)
+    scales = [rng.randint(0, 15) for _ in range(16)]
+    minima = [rng.randint(0, 15) for _ in range(16)]
+    codes = [rng.randint(0, 3) for _ in range(256)]
+    values = [d * scales[e // 16] * q - dmin * minima[e // 16] for e, q in enumerate(codes)]
+    factors = bytes(s | m << 4 for s, m in zip(scales, minima))
+    return factors + two_bits(codes) + f16_bytes(d) + f16_bytes(dmin), values
+
+
+def block_q3_k(rng):
+    """Factors of 6 bits in 12 bytes: the first eight give the low halves of factor i and, above it, of factor
+    i + 8; the last four the top two bits, byte j those of the factors j, j + 4, j + 8, j + 12."""
+    d = random_half(rng, 0.001)
+    factors = [rng.randint(0, 63) for _ in range(16)]
+    codes = [rng.randint(0, 7) for _ in range(256)]
+    third, packed = bytearray(32), bytearray(12)
+    for e, q in enumerate(codes):
+        third[e % 32] |= (q >> 2) << (e // 32)
+    for i, f in enumerate(factors):
+        packed[i % 8] |= (f & 15) << (4 * (i // 8))
+        packed[8 + i % 4] |= (f >> 4) << (2 * (i // 4))
+    values = [d * (factors[e // 16] - 32) * (q - 4) for e, q in enumerate(codes)]
+    return bytes(third) + two_bits(codes) + bytes(packed) + f16_bytes(d), values
+
+
 def six_bit_factors(scales, minima):
     """12 bytes: low six bits of bytes 0-3 scales 0-3, of 4-7 minima 0-3; bytes 8-11 the low halves of scales 4-7
     and, above them, of minima 4-7; the top two bits of bytes 0-3 those of scales 4-7, of bytes 4-7 of minima."""
@@ -139,10 +211,16 @@ TYPES = {
     "F16": (1, 1, block_f16),
     "Q4_0": (2, 32, block_q4_0),
     "Q4_1": (3, 32, block_q4_1),
+    "Q5_0": (6, 32, block_q5_0),
+    "Q5_1": (7, 32, block_q5_1),
     "Q8_0": (8, 32, block_q8_0),
+    "Q2_K": (10, 256, block_q2_k),
+    "Q3_K": (11, 256, block_q3_k),
     "Q4_K": (12, 256, block_q4_k),
     "Q5_K": (13, 256, block_q5_k),
     "Q6_K": (14, 256, block_q6_k),
+    "IQ4_NL": (20, 32, block_iq4_nl),
+    "IQ4_XS": (23, 256, block_iq4_xs),
     "BF16": (30, 1, block_bf16),
 }
 
@@ -197,6 +275,15 @@ def write_gguf(metadata, tensors, alignment=32):
         head += struct.pack("<IQ", TYPES[kind][0], len(data))
         data += padded(content, alignment)
     return padded(head, alignment) + data
+
+
+def write_shards(folder, stem, metadata, tensors, alignment, count):
+    """As gguf-split does it: the metadata is in the first shard, whose alignment the others need not have."""
+    for i in range(count):
+        part = tensors[len(tensors) * i // count:len(tensors) * (i + 1) // count]
+        split = [("split.no", "u16", i), ("split.count", "u16", count), ("split.tensors.count", "i32", len(tensors))]
+        (folder / f"{stem}-{i + 1:05}-of-{count:05}.gguf").write_bytes(
+            write_gguf([*metadata, *split], part, alignment) if i == 0 else write_gguf(split, part))
 
 
 # --- the tokeniser --------------------------------------------------------------------------------------------
@@ -338,6 +425,9 @@ def make_model(folder, model):
     tokens, merges, types = tokenizer(model["vocab"])
     (folder / f"{model['name']}.gguf").write_bytes(
         write_gguf(metadata(model, tokens, merges, types), stored, model["alignment"]))
+    if model["shards"] > 1:
+        write_shards(folder, f"{model['name']}_split", metadata(model, tokens, merges, types), stored,
+                     model["alignment"], model["shards"])
     twin_folder = folder / model["name"]
     twin_folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(twin_folder / "model.safetensors", twin)
@@ -348,20 +438,34 @@ def make_model(folder, model):
 
 
 MODELS = [
-    {  # every type once
+    {
         "name": "mixed", "hidden": 256, "ffn": 256, "heads": 8, "kv_heads": 1, "layers": 1, "vocab": 280,
-        "alignment": 32,
+        "alignment": 32, "shards": 1,
         "types": {"token_embd.weight": "Q6_K", "output.weight": "Q8_0", "blk.0.attn_q.weight": "Q4_K",
                   "blk.0.attn_k.weight": "F32", "blk.0.attn_v.weight": "F16", "blk.0.attn_output.weight": "Q5_K",
                   "blk.0.ffn_gate.weight": "Q4_0", "blk.0.ffn_up.weight": "Q4_1", "blk.0.ffn_down.weight": "BF16"},
     },
-    {  # tied, another alignment, rows that are no multiple of 256
+    {  # tied, another alignment, rows that are no multiple of 256, also split
         "name": "tied", "hidden": 64, "ffn": 96, "heads": 2, "kv_heads": 2, "layers": 2, "vocab": 273,
-        "alignment": 64,
+        "alignment": 64, "shards": 3,
         "types": {"token_embd.weight": "Q8_0",
                   **{f"blk.{i}.{name}.weight": kind for i in range(2) for name, kind in {
                       "attn_q": "Q8_0", "attn_k": "Q4_0", "attn_v": "Q4_1", "attn_output": "Q4_0",
                       "ffn_gate": "Q4_1", "ffn_up": "Q8_0", "ffn_down": "Q4_0"}.items()}},
+    },
+    {  # blocks of 32, in rows that are no multiple of 256
+        "name": "small_blocks", "hidden": 96, "ffn": 160, "heads": 3, "kv_heads": 1, "layers": 1, "vocab": 273,
+        "alignment": 32, "shards": 1,
+        "types": {"token_embd.weight": "Q5_0", "output.weight": "IQ4_NL", "blk.0.attn_q.weight": "Q5_1",
+                  "blk.0.attn_k.weight": "Q5_0", "blk.0.attn_v.weight": "Q5_1", "blk.0.attn_output.weight": "Q5_0",
+                  "blk.0.ffn_gate.weight": "IQ4_NL", "blk.0.ffn_up.weight": "Q5_1", "blk.0.ffn_down.weight": "IQ4_NL"},
+    },
+    {  # blocks of 256, tied
+        "name": "super_blocks", "hidden": 256, "ffn": 256, "heads": 4, "kv_heads": 1, "layers": 1, "vocab": 273,
+        "alignment": 32, "shards": 1,
+        "types": {"token_embd.weight": "Q3_K", "blk.0.attn_q.weight": "Q2_K", "blk.0.attn_k.weight": "IQ4_XS",
+                  "blk.0.attn_v.weight": "Q3_K", "blk.0.attn_output.weight": "Q3_K", "blk.0.ffn_gate.weight": "Q2_K",
+                  "blk.0.ffn_up.weight": "IQ4_XS", "blk.0.ffn_down.weight": "Q2_K"},
     },
 ]
 
@@ -381,6 +485,10 @@ def make_corpus(folder):
     tensors = [("token_embd.weight", [32, 4], "Q8_0", random_tensor(rng, "Q8_0", 4, 32)[0]),
                ("output_norm.weight", [32], "F32", random_tensor(rng, "F32", 1, 32)[0])]
     good = write_gguf(entries, tensors)
+
+    def of_type(kind):
+        elements = TYPES[kind][1]
+        return write_gguf([], [("a", [elements, 2], kind, random_tensor(rng, kind, 2, elements)[0])])
 
     def with_entry(*entry):
         return write_gguf([*entries, entry], tensors)
@@ -409,6 +517,8 @@ def make_corpus(folder):
         "offset": damaged(name, name + struct.pack("<IQIQ", 1, 32, 0, 2**63)),
         "overlap": damaged(name, name + struct.pack("<IQIQ", 1, 32, 0, 0)),
         "rope_scaling": with_entry("qwen2.rope.scaling.type", "str", "yarn"),
+        "retired_type": damaged(name, name + struct.pack("<IQI", 1, 32, 31)),
+        **{f"type_{kind.lower()}": of_type(kind) for kind in TYPES if TYPES[kind][1] > 1},
         "not_utf8": damaged(b"<|im_end|>", b"\xff\xfe"),
     }
     for seed, data in seeds.items():

@@ -284,6 +284,8 @@ class TwinTest : public testing::TestWithParam<TwinParam> {};
 INSTANTIATE_TEST_SUITE_P(
     Fixtures, TwinTest,
     testing::Values(TwinParam{"gguf/mixed.gguf", "gguf/mixed"}, TwinParam{"gguf/tied.gguf", "gguf/tied"},
+                    TwinParam{"gguf/small_blocks.gguf", "gguf/small_blocks"},
+                    TwinParam{"gguf/super_blocks.gguf", "gguf/super_blocks"},
                     TwinParam{"quantized/gptq4_sym_g128", "quantized/gptq4_sym_g128_twin"},
                     TwinParam{"quantized/gptq4_asym_g32_act", "quantized/gptq4_asym_g32_act_twin"},
                     TwinParam{"quantized/gptq4_v2_asym_g64", "quantized/awq_g64_twin"},

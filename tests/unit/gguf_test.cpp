@@ -3,19 +3,15 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <bit>
-#include <cstring>
 #include <fstream>
 #include <limits>
 
-#include "base/memory.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/gguf_metadata.h"
-#include "checkpoint/safetensors.h"
+#include "gguf_bytes.h"
 #include "model/qwen2_config.h"
 #include "model/weights.h"
-#include "paths.h"
 #include "tensor/quantized_storage.h"
 #include "tokenizer/chat_template.h"
 #include "tokenizer/tokenizer.h"
@@ -27,79 +23,13 @@ namespace {
 constexpr Precision kExpanded{.bits = 16, .head_bits = 16};
 
 namespace fs = std::filesystem;
-
-fs::path fixtures() {
-  return test::fixture_folder() / "gguf";
-}
-
-std::string read(const fs::path& path) {
-  auto text = read_text_file(path);
-  EXPECT_TRUE(text) << path;
-  return text.value_or("");
-}
-
-// `text` as the format writes it: its length, then its bytes.
-std::string counted(std::string_view text) {
-  const uint64_t size = text.size();
-  return std::string(reinterpret_cast<const char*>(&size), sizeof size) + std::string(text);
-}
-
-template <class T>
-std::string bytes_of(T value) {
-  return {reinterpret_cast<const char*>(&value), sizeof value};
-}
-
-// A GGUF file to damage.
-struct Bytes {
-  std::string text;
-
-  // Place behind a key or a tensor's name.
-  [[nodiscard]] size_t after(std::string_view name) const {
-    const std::string needle = counted(name);
-    const size_t at = text.find(needle);
-    EXPECT_NE(at, std::string::npos) << name;
-    return at + needle.size();
-  }
-  template <class T>
-  [[nodiscard]] Bytes with(size_t position, T value) const {
-    Bytes copy = *this;
-    std::memcpy(copy.text.data() + position, &value, sizeof value);
-    return copy;
-  }
-  [[nodiscard]] Bytes renamed(std::string_view from, std::string_view to) const {
-    EXPECT_EQ(from.size(), to.size());
-    Bytes copy = *this;
-    copy.text.replace(after(from) - from.size(), to.size(), to);
-    return copy;
-  }
-  // With one more entry in front, and a second that keeps the tensors aligned.
-  [[nodiscard]] Bytes with_entry(std::string_view key, GgufValueType type, const std::string& value) const {
-    std::string entry = counted(key) + bytes_of(type) + value;
-    const std::string filler = counted("filler") + bytes_of(GgufValueType::kString);
-    entry += filler + counted(std::string(128 - (entry.size() + filler.size() + 8) % 64, ' '));
-    uint64_t entries = 0;
-    std::memcpy(&entries, text.data() + 16, sizeof entries);
-    Bytes copy = with(16, entries + 2);
-    copy.text.insert(24, entry);
-    return copy;
-  }
-  [[nodiscard]] Result<GgufFile> parse() const {
-    return parse_gguf({reinterpret_cast<const std::byte*>(text.data()), text.size()});
-  }
-};
-
-Bytes tied() {
-  return {read(fixtures() / "tied.gguf")};
-}
-
-void expect_error(const std::string& message, std::string_view part) {
-  EXPECT_NE(message.find(part), std::string::npos) << "'" << message << "' does not say '" << part << "'";
-}
-
-template <class T>
-std::string message_of(const Result<T>& result) {
-  return result ? "" : result.error().message;
-}
+using test::Bytes;
+using test::bytes_of;
+using test::counted;
+using test::expect_error;
+using test::message_of;
+using test::read;
+using test::tied;
 
 TEST(Gguf, ReadsEveryTypeOfMetadata) {
   const Bytes bytes = tied();
@@ -249,9 +179,9 @@ TEST(Gguf, NamesTheKeyThatIsNoQwen2) {
             "'qwen2.attention.sliding_window' is 16"},
            {good.with_entry("qwen2.attention.value_length", GgufValueType::kUint32, number(16U)),
             "'qwen2.attention.value_length' is 16"},
+           {good.with(good.after("qwen2.attention.head_count") + 4, 0U), "'qwen2.attention.head_count' 0"},
            {good.with_entry("split.count", GgufValueType::kUint16, number(uint16_t{2})),
             "'split.count' is 2"},
-           {good.with(good.after("qwen2.attention.head_count") + 4, 0U), "'qwen2.attention.head_count' 0"},
            {good.with(good.after("qwen2.rope.freq_base") + 4, std::numeric_limits<float>::quiet_NaN()),
             "'qwen2.rope.freq_base' must be a finite number"},
            {good.with(good.after("token_embd.weight") + 12, uint64_t{272}),
@@ -322,7 +252,13 @@ TEST_F(GgufOnDisk, ErrorsNameTheFile) {
   const Bytes good = tied();
   const size_t type = good.after("token_embd.weight") + 20;
   for (const auto& [bytes, message] : std::vector<BadFile>{
-           {good.with(type, uint32_t{20}), "'token_embd.weight' has type IQ4_NL"},
+           {good.with(type, uint32_t{17}), "tensor 'token_embd.weight': type IQ2_XS (17) is not supported"},
+           {good.with(type, uint32_t{31}),
+            "Q4_0_4_4 (31) is a repacked one that ggml retired: download the Q4_0"},
+           {good.with(type, uint32_t{38}),
+            "IQ4_NL_8_8 (38) is a repacked one that ggml retired: download the IQ4_NL"},
+           {good.with(type, uint32_t{40}), "NVFP4 (40)"},
+           {good.with(type, uint32_t{42}), "in one of F32, F16, BF16, Q4_0"},
            {good.with(4, uint32_t{2}), "version 2"},
            {good.renamed("qwen2", "llama"), "'general.architecture'"},
        }) {
@@ -364,71 +300,11 @@ class GgufTwin : public testing::TestWithParam<const char*> {
     ASSERT_TRUE(checkpoint) << checkpoint.error().message;
     checkpoint_ = *std::move(checkpoint);
   }
-  [[nodiscard]] static fs::path path() { return fixtures() / (std::string(GetParam()) + ".gguf"); }
-  [[nodiscard]] static fs::path twin() { return fixtures() / GetParam(); }
+  [[nodiscard]] static fs::path path() { return test::gguf_fixtures() / (std::string(GetParam()) + ".gguf"); }
+  [[nodiscard]] static fs::path twin() { return test::gguf_fixtures() / GetParam(); }
 
   std::unique_ptr<Checkpoint> checkpoint_;
 };
-
-// Bit by bit, but for the sign of zero: 8 * d - 8 * d is +0 where ggml has 0 * d.
-uint32_t bits(float value) {
-  return std::bit_cast<uint32_t>(value + 0.0F);
-}
-
-void expect_matrix(const Checkpoint& checkpoint, const std::string& name, int64_t rows, int64_t cols,
-                   const float* expected) {
-  const auto format = checkpoint.matrix_format(name, rows, cols);
-  ASSERT_TRUE(format) << format.error().message;
-  // Other tensors' rows come before it.
-  constexpr int64_t kFirstRow = 70;
-  std::vector<float> row(static_cast<size_t>(cols));
-  if (*format) {
-    const QuantizedStorage storage(**format, kFirstRow + rows, cols);
-    const auto status = checkpoint.load_quantized(name, rows, storage.matrix(), kFirstRow);
-    ASSERT_TRUE(status) << status.error().message;
-    for (int64_t i = 0; i < rows; ++i) {
-      storage.matrix().get_row(kFirstRow + i, row.data());
-      for (int64_t k = 0; k < cols; ++k) {
-        ASSERT_EQ(bits(row[static_cast<size_t>(k)]), bits(expected[i * cols + k])) << i << " " << k;
-      }
-    }
-  }
-  std::vector<uint16_t> memory(PackedMatrix::packed_bytes(kFirstRow + rows, cols) / 2, 0);
-  const PackedMatrix packed{memory.data(), kFirstRow + rows, cols};
-  const auto status = read_expanded(checkpoint, name, rows, cols, [&](int64_t i, const float* values) {
-    packed.set_row(kFirstRow + i, values);
-  });
-  ASSERT_TRUE(status) << status.error().message;
-  for (int64_t i = 0; i < rows; ++i) {
-    packed.get_row(kFirstRow + i, row.data());
-    for (int64_t k = 0; k < cols; ++k) {
-      const float rounded = bf16_to_float(float_to_bf16(expected[i * cols + k]));
-      ASSERT_EQ(bits(row[static_cast<size_t>(k)]), bits(rounded)) << i << " " << k;
-    }
-  }
-}
-
-TEST_P(GgufTwin, EveryTensorIsTheTwins) {
-  const auto file = MappedFile::open(twin() / "model.safetensors");
-  ASSERT_TRUE(file);
-  const auto header = parse_safetensors(file->bytes());
-  ASSERT_TRUE(header);
-  for (const auto& [name, entry] : header->tensors) {
-    SCOPED_TRACE(name);
-    EXPECT_TRUE(checkpoint_->has(name));
-    std::vector<float> expected((entry.end - entry.begin) / sizeof(float));
-    std::memcpy(expected.data(), file->bytes().data() + header->data_start + entry.begin,
-                entry.end - entry.begin);
-    if (entry.shape.size() == 2) {
-      expect_matrix(*checkpoint_, name, entry.shape[0], entry.shape[1], expected.data());
-      continue;
-    }
-    std::vector<float> actual(expected.size());
-    const auto status = checkpoint_->load_vector(name, entry.shape[0], actual.data());
-    ASSERT_TRUE(status) << status.error().message;
-    EXPECT_EQ(actual, expected);
-  }
-}
 
 TEST_P(GgufTwin, TheConfigurationIsTheTwins) {
   const auto actual = parse_qwen2_config(checkpoint_->config_json(), checkpoint_->generation_config_json());
@@ -479,37 +355,8 @@ TEST_P(GgufTwin, TheTokenizerIsTheTwins) {
                   .starts_with("<|im_start|>system\nYou are a fixture.<|im_end|>\n"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, GgufTwin, testing::Values("mixed", "tied"),
+INSTANTIATE_TEST_SUITE_P(Fixtures, GgufTwin, testing::Values("mixed", "tied", "small_blocks", "super_blocks"),
                          [](const auto& fixture) { return std::string(fixture.param); });
-
-TEST(GgufFormats, AreKeptAsStored) {
-  const auto checkpoint = open_checkpoint((fixtures() / "mixed.gguf").string());
-  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
-  struct Case {
-    const char* name;
-    int64_t rows;
-    std::optional<QuantizedFormat> format;
-  };
-  constexpr auto kF16 = ScaleForm::kF16;
-  constexpr auto kTwoLevel = ScaleForm::kF16TimesI8;
-  for (const auto& [name, rows, format] : {
-           Case{"lm_head.weight", 280, QuantizedFormat{8, 32, kF16, OffsetForm::kNone}},
-           Case{"model.embed_tokens.weight", 280, QuantizedFormat{8, 16, kTwoLevel, OffsetForm::kNone}},
-           Case{"model.layers.0.self_attn.q_proj.weight", 256,
-                QuantizedFormat{4, 32, kTwoLevel, OffsetForm::kMinimum}},
-           Case{"model.layers.0.self_attn.k_proj.weight", 32, std::nullopt},
-           Case{"model.layers.0.self_attn.v_proj.weight", 32, std::nullopt},
-           Case{"model.layers.0.self_attn.o_proj.weight", 256,
-                QuantizedFormat{8, 32, kTwoLevel, OffsetForm::kMinimum}},
-           Case{"model.layers.0.mlp.gate_proj.weight", 256, QuantizedFormat{4, 32, kF16, OffsetForm::kNone}},
-           Case{"model.layers.0.mlp.up_proj.weight", 256, QuantizedFormat{4, 32, kF16, OffsetForm::kMinimum}},
-           Case{"model.layers.0.mlp.down_proj.weight", 256, std::nullopt},
-       }) {
-    const auto actual = (*checkpoint)->matrix_format(name, rows, 256);
-    ASSERT_TRUE(actual) << actual.error().message;
-    EXPECT_EQ(*actual, format) << name;
-  }
-}
 
 }  // namespace
 }  // namespace qwen2
