@@ -1,6 +1,7 @@
 // Where weights come from: one interface over Hugging Face folders, GGUF files and synthetic models.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -52,32 +53,47 @@ Status read_expanded(const Checkpoint& checkpoint, std::string_view name, int64_
 // A folder with config.json and model.safetensors, or shards with model.safetensors.index.json.
 Result<std::unique_ptr<Checkpoint>> open_hf_folder(const std::filesystem::path& folder);
 
-// A .gguf file of a Qwen2 model in F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, Q2_K, Q3_K, Q4_K, Q5_K,
-// Q6_K, IQ4_NL or IQ4_XS. The configuration is made from its metadata, and tensors go by their Hugging Face
-// names.
+// A GGUF file of a Qwen2 model, or any shard of a split one, in F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1,
+// Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL or IQ4_XS. The configuration is made from its metadata, and tensors go
+// by their Hugging Face names.
 Result<std::unique_ptr<Checkpoint>> open_gguf(const std::filesystem::path& path);
 
-// Whether `model` names a regular file that ends in ".gguf".
-bool is_gguf_file(const std::string& model);
+// What a model argument names.
+enum class ModelKind : uint8_t { kFolder, kGguf, kSynthetic };
+struct ModelSource {
+  ModelKind kind = ModelKind::kFolder;
+  std::filesystem::path path;  // the folder or the GGUF file; empty for a synthetic model
+};
 
-// What a Hugging Face folder would have beside the weights. kNotFound for a GGUF file without a tokeniser.
+// `model` is a folder in Hugging Face layout, a GGUF file under any name, a folder without config.json that
+// holds one GGUF model, or "synthetic:NAME".
+Result<ModelSource> find_model(const std::string& model);
+
+// Whether find_model() says kGguf; false where it fails.
+bool is_gguf_model(const std::string& model);
+
+// The files of the GGUF model that `model` names: one, or its shards in order.
+Result<std::vector<std::filesystem::path>> gguf_paths(const std::string& model);
+
+// What a Hugging Face folder would have beside the weights of the GGUF model that `model` names. kNotFound for
+// one without a tokeniser.
 struct TokenizerTexts {
   std::string tokenizer_json;
   std::string tokenizer_config_json;
   std::string chat_template;  // of chat_template.jinja; empty where tokenizer_config.json has it, if any
 };
-Result<TokenizerTexts> gguf_tokenizer(const std::filesystem::path& path);
+Result<TokenizerTexts> gguf_tokenizer(const std::filesystem::path& model);
 // The second alone.
-Result<std::string> gguf_tokenizer_config(const std::filesystem::path& path);
+Result<std::string> gguf_tokenizer_config(const std::filesystem::path& model);
 
 // Seeded random weights in a published shape: "qwen2-0.5b", "qwen2-1.5b", "qwen2-7b".
 Result<std::unique_ptr<Checkpoint>> open_synthetic(std::string_view name, uint64_t seed = 0);
 
-// `model` is a folder, a .gguf file or "synthetic:NAME".
+// Opens what find_model() finds.
 Result<std::unique_ptr<Checkpoint>> open_checkpoint(const std::string& model);
 
-// Where the tokeniser of `model` lies: the folder itself; none for a synthetic model and for a .gguf file,
-// which carries its own.
+// Where the tokeniser of `model` lies: the folder itself; none for a synthetic model and for GGUF, which
+// carries its own.
 std::filesystem::path tokenizer_folder(const std::string& model);
 
 }  // namespace qwen2

@@ -86,6 +86,7 @@ struct GgufTensor {
                                1};  // elements, the fastest dimension first: a matrix is [cols, rows]
   uint64_t begin = 0;               // bytes from the start of the file
   uint64_t bytes = 0;
+  size_t shard = 0;  // which file of a split model, from 0
 };
 
 // Views into the file's bytes, which must outlive it.

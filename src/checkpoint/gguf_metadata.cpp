@@ -112,11 +112,6 @@ Status check_rope(const GgufFile& file, int64_t head_dim) {
 
 Status check_architecture(const GgufFile& file) {
   QWEN2_CHECK(expect_string(file, "general.architecture", "qwen2"));
-  QWEN2_TRY(const auto shards, file.integer("split.count"));
-  if (shards.value_or(1) > 1) {
-    return fail(ErrorKind::kUnsupported, "'split.count' is {}: merge the shards into one file first",
-                *shards);
-  }
   QWEN2_TRY(const auto window, file.integer("qwen2.attention.sliding_window"));
   if (window.value_or(0) != 0) {
     return fail(ErrorKind::kUnsupported,

@@ -9,8 +9,8 @@
 
 namespace qwen2 {
 
-// config.json. Another architecture, RoPE scaling, a sliding window and one shard of several are errors that
-// name the key; so are missing and mistyped keys. The embedding has a row for every id of the vocabulary.
+// config.json. Another architecture, RoPE scaling and a sliding window are errors that name the key; so are
+// missing and mistyped keys. The embedding has a row for every id of the vocabulary.
 Result<std::string> gguf_config_json(const GgufFile& file);
 
 // generation_config.json with the ids that end an answer: GGUF has one or two of them, and Qwen2's chat

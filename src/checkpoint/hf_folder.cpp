@@ -150,19 +150,4 @@ Result<std::unique_ptr<Checkpoint>> open_hf_folder(const fs::path& folder) {
   return checkpoint;
 }
 
-Result<std::unique_ptr<Checkpoint>> open_checkpoint(const std::string& model) {
-  static constexpr std::string_view kSynthetic = "synthetic:";
-  if (model.starts_with(kSynthetic)) return open_synthetic(std::string_view(model).substr(kSynthetic.size()));
-  if (is_gguf_file(model)) return open_gguf(model);
-  if (!fs::is_directory(model)) {
-    return fail(ErrorKind::kNotFound, "model '{}' is neither a folder, a .gguf file nor synthetic:NAME",
-                model);
-  }
-  return open_hf_folder(model);
-}
-
-fs::path tokenizer_folder(const std::string& model) {
-  return model.starts_with("synthetic:") || is_gguf_file(model) ? fs::path() : fs::path(model);
-}
-
 }  // namespace qwen2

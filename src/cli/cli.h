@@ -71,7 +71,7 @@ Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer);
 // has.
 std::filesystem::path shipped_path(const std::filesystem::path& relative);
 
-// The folder whose tokeniser open_tokenizer() takes where the model is no .gguf file; may be empty.
+// The folder whose tokeniser open_tokenizer() takes where the model is not GGUF; may be empty.
 std::filesystem::path tokenizer_source(const ModelFlags& flags);
 // What results call it: as the user gave it, or its place in the tree.
 std::string tokenizer_name(const ModelFlags& flags);

@@ -29,9 +29,9 @@ namespace {
 // Where scripts/setup puts the published Qwen2 tokeniser, for synthetic models.
 constexpr const char* kShippedTokenizer = "models/qwen2-tokenizer";
 
-// The flags ask for the tokeniser that a .gguf file carries.
+// The flags ask for the tokeniser that a GGUF model carries.
 bool uses_gguf_tokenizer(const ModelFlags& flags) {
-  return flags.tokenizer.empty() && is_gguf_file(flags.model);
+  return flags.tokenizer.empty() && is_gguf_model(flags.model);
 }
 
 // The folder that the user named, or the model's own; empty where it has none.
@@ -71,7 +71,7 @@ void add_chat_flags(CLI::App& app, ModelFlags& flags) {
 void ModelFlags::add_to(CLI::App& app) {
   const size_t before = app.get_options().size();
   app.add_option("--model", model,
-                 "Folder in Hugging Face layout, a .gguf file, or synthetic:qwen2-0.5b, -1.5b, -7b")
+                 "Folder in Hugging Face layout, a GGUF file, or synthetic:qwen2-0.5b, -1.5b, -7b")
       ->required();
   app.add_option("--tokenizer", tokenizer, "Folder with tokenizer.json, when it is not the model's");
   app.add_option("--device", device, "cpu, cuda or auto")->check(CLI::IsMember({"cpu", "cuda", "auto"}));

@@ -63,7 +63,7 @@ Status read_method(QuantizeFlags& flags) {
 // What the model's folder has beside the weights and the two files that the quantiser writes itself.
 Result<std::vector<quantize::ExtraFile>> extra_files(const ModelFlags& model) {
   std::vector<quantize::ExtraFile> files;
-  if (model.tokenizer.empty() && is_gguf_file(model.model)) {
+  if (model.tokenizer.empty() && is_gguf_model(model.model)) {
     const auto texts = gguf_tokenizer(model.model);
     if (!texts && texts.error().kind != ErrorKind::kNotFound) return std::unexpected(texts.error());
     if (texts) {
@@ -172,7 +172,7 @@ void add_quantize(CLI::App& app, Action& action) {
       app.add_subcommand("quantize", "Write a model in 4 or 8 bits (GPTQ's or AWQ's layout, or GGUF)");
   command
       ->add_option("--model", flags->model.model,
-                   "Folder in Hugging Face layout, a .gguf file, or synthetic:NAME; in 16 or 32 bits")
+                   "Folder in Hugging Face layout, a GGUF file, or synthetic:NAME; in 16 or 32 bits")
       ->required();
   command->add_option("--tokenizer", flags->model.tokenizer,
                       "Folder with tokenizer.json, when it is not the model's");

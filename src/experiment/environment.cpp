@@ -79,8 +79,9 @@ void add_gpu(json::object& environment) {
 
 Result<std::string> model_fingerprint(const std::string& model) {
   Fnv1a hash;
-  if (is_gguf_file(model)) {
-    QWEN2_CHECK(add_file(model, hash));
+  if (is_gguf_model(model)) {
+    QWEN2_TRY(const auto files, gguf_paths(model));
+    for (const fs::path& file : files) QWEN2_CHECK(add_file(file, hash));
     return hash.text();
   }
   std::error_code code;

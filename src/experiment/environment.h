@@ -16,7 +16,7 @@ boost::json::object describe_environment(const std::string& model, std::optional
 
 // "fnv1a64:" and 16 hexadecimal digits that tell models apart, in milliseconds: the 64-bit FNV-1a hash over
 // name, size and contents of a folder's *.json and *.safetensors files in the order of their names, or over
-// size and contents of a .gguf file. Of a file above 1 MiB, the first 4 KiB of every MiB and the last 4 KiB
+// size and contents of a GGUF model's files. Of a file above 1 MiB, the first 4 KiB of every MiB and the last 4 KiB
 // count. A synthetic model's hash is that of its name and its configuration.
 Result<std::string> model_fingerprint(const std::string& model);
 

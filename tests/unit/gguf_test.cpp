@@ -180,8 +180,6 @@ TEST(Gguf, NamesTheKeyThatIsNoQwen2) {
            {good.with_entry("qwen2.attention.value_length", GgufValueType::kUint32, number(16U)),
             "'qwen2.attention.value_length' is 16"},
            {good.with(good.after("qwen2.attention.head_count") + 4, 0U), "'qwen2.attention.head_count' 0"},
-           {good.with_entry("split.count", GgufValueType::kUint16, number(uint16_t{2})),
-            "'split.count' is 2"},
            {good.with(good.after("qwen2.rope.freq_base") + 4, std::numeric_limits<float>::quiet_NaN()),
             "'qwen2.rope.freq_base' must be a finite number"},
            {good.with(good.after("token_embd.weight") + 12, uint64_t{272}),

@@ -1,0 +1,109 @@
+// From a model argument to the checkpoint: what it names, and who reads that.
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/gguf_shards.h"
+
+namespace qwen2 {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kSynthetic = "synthetic:";
+
+// A GGUF file is known by its first bytes: stores of models name files by their hash.
+Status check_gguf(const fs::path& path) {
+  constexpr std::string_view kLfsPointer = "version https://git-lfs";
+  std::string start(kLfsPointer.size(), '\0');
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return fail(ErrorKind::kIo, "cannot open '{}'", path.string());
+  file.read(start.data(), static_cast<std::streamsize>(start.size()));
+  start.resize(static_cast<size_t>(file.gcount()));
+  if (start.starts_with(kGgufMagic)) return {};
+  if (start == kLfsPointer) {
+    return fail(ErrorKind::kFormat,
+                "'{}' is a pointer of Git LFS, not the model: fetch it with `git lfs pull` in its repository",
+                path.string());
+  }
+  return fail(
+      ErrorKind::kFormat,
+      "'{}' does not begin with \"GGUF\": this is no GGUF file; a GGUF file, a folder with config.json "
+      "or synthetic:NAME was expected",
+      path.string());
+}
+
+// The .gguf files of a folder; of a split model only the shard with the lowest number.
+Result<std::set<fs::path>> gguf_models_in(const fs::path& folder) {
+  std::set<fs::path> files;
+  std::error_code code;
+  for (const auto& entry : fs::directory_iterator(folder, code)) {
+    std::error_code ignored;
+    if (entry.path().extension() == ".gguf" && entry.is_regular_file(ignored)) files.insert(entry.path());
+  }
+  if (code) return fail(ErrorKind::kIo, "cannot list '{}': {}", folder.string(), code.message());
+  std::set<fs::path> models;
+  std::set<std::string> split;
+  for (const fs::path& file : files) {
+    auto name = ShardName::parse(file.filename().string());
+    if (name) name->number = 1;
+    if (!name || split.insert(name->text()).second) models.insert(file);
+  }
+  return models;
+}
+
+Result<ModelSource> find_in_folder(const fs::path& folder) {
+  std::error_code ignored;
+  if (fs::exists(folder / "config.json", ignored)) return ModelSource{ModelKind::kFolder, folder};
+  QWEN2_TRY(const auto models, gguf_models_in(folder));
+  if (models.empty()) return ModelSource{ModelKind::kFolder, folder};
+  if (models.size() > 1) {
+    std::vector<std::string> names;
+    for (const fs::path& path : models) names.push_back(path.filename().string());
+    return fail(ErrorKind::kInvalidArgument, "'{}' holds {} models; name the file: {}", folder.string(),
+                models.size(), fmt::join(names, ", "));
+  }
+  QWEN2_CHECK(check_gguf(*models.begin()));
+  return ModelSource{ModelKind::kGguf, *models.begin()};
+}
+
+}  // namespace
+
+Result<ModelSource> find_model(const std::string& model) {
+  if (model.starts_with(kSynthetic)) return ModelSource{ModelKind::kSynthetic, {}};
+  std::error_code ignored;
+  if (fs::is_directory(model, ignored)) return find_in_folder(model);
+  if (!fs::is_regular_file(model, ignored)) {
+    return fail(ErrorKind::kNotFound, "model '{}' is neither a folder, a GGUF file nor synthetic:NAME",
+                model);
+  }
+  QWEN2_CHECK(check_gguf(model));
+  return ModelSource{ModelKind::kGguf, model};
+}
+
+bool is_gguf_model(const std::string& model) {
+  const auto source = find_model(model);
+  return source && source->kind == ModelKind::kGguf;
+}
+
+Result<std::unique_ptr<Checkpoint>> open_checkpoint(const std::string& model) {
+  QWEN2_TRY(const ModelSource source, find_model(model));
+  switch (source.kind) {
+    case ModelKind::kSynthetic:
+      return open_synthetic(std::string_view(model).substr(kSynthetic.size()));
+    case ModelKind::kGguf:
+      return open_gguf(source.path);
+    case ModelKind::kFolder:
+      break;
+  }
+  return open_hf_folder(source.path);
+}
+
+fs::path tokenizer_folder(const std::string& model) {
+  return model.starts_with(kSynthetic) || is_gguf_model(model) ? fs::path() : fs::path(model);
+}
+
+}  // namespace qwen2
