@@ -1,14 +1,18 @@
-// The weights of GGUF files, against twins that an independent writer made, tests/tools/make_gguf_fixtures.py.
+// The weights of GGUF files, against twins that an independent writer made, tests/tools/make_gguf_fixtures.py,
+// and against logits of an independent forward pass.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <bit>
+#include <boost/json.hpp>
 #include <cstring>
 #include <fstream>
 
+#include "backend/cpu/cpu_backend.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors.h"
 #include "gguf_bytes.h"
+#include "run_backend.h"
 #include "tensor/quantized_storage.h"
 
 namespace qwen2 {
@@ -185,6 +189,31 @@ TEST(GgufFormats, RefuseScalesThatAreNotFinite) {
       }
     }
   }
+}
+
+// Files as people have them, against a float64 pass over the values that their bytes mean.
+class GgufLogits : public testing::TestWithParam<const char*> {};
+
+INSTANTIATE_TEST_SUITE_P(Files, GgufLogits, testing::Values("05b_q4_k_m", "15b_q5_0"),
+                         [](const auto& file) { return "m" + std::string(file.param); });
+
+TEST_P(GgufLogits, AreThoseOfAFloat64Pass) {
+  const fs::path folder = test::fixture_folder() / "checkpoints" / GetParam();
+  // The folder stands for the one GGUF file in it.
+  const auto checkpoint = open_checkpoint(folder.string());
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+  const auto backend = create_cpu_backend(**checkpoint, {}, {.isa = "auto"});
+  ASSERT_TRUE(backend) << backend.error().message;
+  const auto expected = boost::json::parse(read(folder / "expected.json"));
+  double worst = 0;
+  for (const auto& item : expected.at("cases").as_array()) {
+    const auto prompt = boost::json::value_to<std::vector<TokenId>>(item.at("prompt"));
+    const auto logits = boost::json::value_to<std::vector<float>>(item.at("logits"));
+    const auto actual = test::run(**backend, prompt, 0, test::page_table(**backend));
+    worst = std::max(worst, test::difference(actual, logits));
+  }
+  EXPECT_LE(worst, 1e-2);
+  RecordProperty("difference", fmt::format("{:.5f}", worst));
 }
 
 }  // namespace
