@@ -87,11 +87,41 @@ std::vector<ModelTensor> layer_tensors(const ModelSizes& sizes, int64_t layer) {
   return tensors;
 }
 
+namespace {
+
+constexpr std::string_view kWeight = ".weight";
+constexpr std::string_view kBias = ".bias";
+
+// NAME.bias for NAME.weight.
+std::string bias_of(std::string_view weight) {
+  return fmt::format("{}{}", weight.substr(0, weight.size() - kWeight.size()), kBias);
+}
+
+bool has_no_bias(const TensorRow& row) {
+  const MatrixRole* role = std::get_if<MatrixRole>(&row.role);
+  return role != nullptr && *role != kQkv;
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, int64_t>> foreign_biases(const ModelSizes& sizes) {
+  std::vector<std::pair<std::string, int64_t>> biases;
+  for (int64_t layer = 0; layer < sizes.layers; ++layer) {
+    for (const TensorRow& row : kEachLayer) {
+      if (has_no_bias(row))
+        biases.emplace_back(fmt::format("{}{}.{}", kLayersPrefix, layer, bias_of(row.name)), row.rows(sizes));
+    }
+  }
+  biases.emplace_back(bias_of(kHeadName), sizes.vocab_size);
+  return biases;
+}
+
 std::string gguf_tensor_name(std::string_view name) {
   using Rows = std::span<const TensorRow>;
   for (const Rows rows : {Rows(kBeforeLayers), Rows(kAfterLayers)}) {
     for (const TensorRow& row : rows) {
       if (name == row.name) return std::string(row.gguf_name);
+      if (has_no_bias(row) && name == bias_of(row.name)) return bias_of(row.gguf_name);
     }
   }
   if (!name.starts_with(kLayersPrefix)) return {};
@@ -99,7 +129,10 @@ std::string gguf_tensor_name(std::string_view name) {
   const size_t dot = name.find('.');
   if (dot == std::string_view::npos) return {};
   for (const TensorRow& row : kEachLayer) {
-    if (name.substr(dot + 1) == row.name) return fmt::format("blk.{}.{}", name.substr(0, dot), row.gguf_name);
+    const std::string_view part = name.substr(dot + 1);
+    if (part == row.name) return fmt::format("blk.{}.{}", name.substr(0, dot), row.gguf_name);
+    if (has_no_bias(row) && part == bias_of(row.name))
+      return fmt::format("blk.{}.{}", name.substr(0, dot), bias_of(row.gguf_name));
   }
   return {};
 }

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -51,6 +52,10 @@ std::vector<ModelTensor> model_tensors(const ModelSizes& sizes);
 
 // Those of one layer.
 std::vector<ModelTensor> layer_tensors(const ModelSizes& sizes, int64_t layer);
+
+// Biases of linear layers that Qwen2 does not have, with their sizes: files of models that were changed may hold
+// them.
+std::vector<std::pair<std::string, int64_t>> foreign_biases(const ModelSizes& sizes);
 
 // The GGUF name of the tensor with this Hugging Face name, such as "blk.3.attn_q.weight"; empty for a name that
 // Qwen2 does not have.

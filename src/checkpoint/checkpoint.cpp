@@ -1,5 +1,7 @@
 #include "checkpoint/checkpoint.h"
 
+#include <algorithm>
+
 #include "tensor/quantized_storage.h"
 
 namespace qwen2 {
@@ -23,6 +25,18 @@ Status read_expanded(const Checkpoint& checkpoint, std::string_view name, int64_
       storage.matrix().get_row(row, values.data());
       sink(row, values.data());
     }
+  }
+  return {};
+}
+
+Status check_biases(const Checkpoint& checkpoint, const ModelSizes& sizes) {
+  for (const auto& [name, size] : foreign_biases(sizes)) {
+    if (!checkpoint.has(name)) continue;
+    std::vector<float> values(static_cast<size_t>(size));
+    QWEN2_CHECK(checkpoint.load_vector(name, size, values.data()));
+    if (std::ranges::all_of(values, [](float value) { return value == 0; })) continue;
+    return fail(ErrorKind::kUnsupported,
+                "tensor '{}' is not zero: Qwen2 has no such bias, and it is not computed", name);
   }
   return {};
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "checkpoint/architecture.h"
 #include "tensor/quantized_matrix.h"
 
 namespace qwen2 {
@@ -50,6 +51,9 @@ class Checkpoint {
 Status read_expanded(const Checkpoint& checkpoint, std::string_view name, int64_t rows, int64_t cols,
                      const Checkpoint::RowSink& sink);
 
+// A bias of a layer that has none in Qwen2 is an error where it is not zero: it would be left out.
+Status check_biases(const Checkpoint& checkpoint, const ModelSizes& sizes);
+
 // A folder with config.json and model.safetensors, or shards with model.safetensors.index.json.
 Result<std::unique_ptr<Checkpoint>> open_hf_folder(const std::filesystem::path& folder);
 
@@ -66,7 +70,8 @@ struct ModelSource {
 };
 
 // `model` is a folder in Hugging Face layout, a GGUF file under any name, a folder without config.json that
-// holds one GGUF model, or "synthetic:NAME".
+// holds one GGUF model, a repository's folder in the Hugging Face cache (models--ORG--NAME), the name ORG/NAME of
+// one that is in the cache, or "synthetic:NAME".
 Result<ModelSource> find_model(const std::string& model);
 
 // Whether find_model() says kGguf; false where it fails.

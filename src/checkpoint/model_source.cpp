@@ -2,6 +2,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
+#include <cstdlib>
 #include <fstream>
 #include <set>
 
@@ -55,8 +57,57 @@ Result<std::set<fs::path>> gguf_models_in(const fs::path& folder) {
   return models;
 }
 
-Result<ModelSource> find_in_folder(const fs::path& folder) {
+// The one snapshot of a repository's folder in the Hugging Face cache, models--ORG--NAME: what refs/main names.
+Result<fs::path> snapshot_in(const fs::path& folder) {
   std::error_code ignored;
+  std::ifstream reference(folder / "refs" / "main");
+  std::string commit;
+  if (reference >> commit) {
+    const bool plain = commit.find('/') == std::string::npos && !commit.starts_with('.');
+    if (plain && fs::is_directory(folder / "snapshots" / commit, ignored))
+      return folder / "snapshots" / commit;
+    return fail(ErrorKind::kNotFound,
+                "'{}': refs/main names the snapshot '{}', which is not there: download it again",
+                folder.string(), commit.substr(0, 64));
+  }
+  std::vector<fs::path> snapshots;
+  for (const auto& entry : fs::directory_iterator(folder / "snapshots", ignored))
+    snapshots.push_back(entry.path());
+  if (snapshots.size() == 1) return snapshots.front();
+  return fail(ErrorKind::kNotFound, "'{}' has {} snapshots and no refs/main: name one of snapshots/",
+              folder.string(), snapshots.size());
+}
+
+// Where the Hugging Face client keeps what it downloads.
+fs::path hub_cache() {
+  const auto variable = [](const char* name) -> fs::path {
+    const char* value = std::getenv(name);
+    return value == nullptr ? fs::path() : fs::path(value);
+  };
+  if (const fs::path cache = variable("HF_HUB_CACHE"); !cache.empty()) return cache;
+  if (const fs::path home = variable("HF_HOME"); !home.empty()) return home / "hub";
+  const fs::path cache = variable("XDG_CACHE_HOME");
+  return (cache.empty() ? variable("HOME") / ".cache" : cache) / "huggingface" / "hub";
+}
+
+// Is this the name of a repository, ORG/NAME?
+bool is_repository(std::string_view model) {
+  const auto allowed = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  };
+  const size_t slash = model.find('/');
+  if (slash == std::string_view::npos || slash == 0 || slash + 1 == model.size()) return false;
+  const std::string_view name = model.substr(slash + 1);
+  return model[0] != '.' && name[0] != '.' && std::ranges::all_of(model.substr(0, slash), allowed) &&
+         std::ranges::all_of(name, allowed);
+}
+
+Result<ModelSource> find_in_folder(const fs::path& given) {
+  std::error_code ignored;
+  fs::path folder = given;
+  if (fs::is_directory(given / "snapshots", ignored) && !fs::exists(given / "config.json", ignored)) {
+    QWEN2_TRY(folder, snapshot_in(given));
+  }
   if (fs::exists(folder / "config.json", ignored)) return ModelSource{ModelKind::kFolder, folder};
   QWEN2_TRY(const auto models, gguf_models_in(folder));
   if (models.empty()) return ModelSource{ModelKind::kFolder, folder};
@@ -70,6 +121,17 @@ Result<ModelSource> find_in_folder(const fs::path& folder) {
   return ModelSource{ModelKind::kGguf, *models.begin()};
 }
 
+Result<ModelSource> find_in_cache(const std::string& repository) {
+  std::string name = "models--" + repository;
+  name.replace(name.find('/'), 1, "--");
+  const fs::path folder = hub_cache() / name;
+  std::error_code ignored;
+  if (fs::is_directory(folder, ignored)) return find_in_folder(folder);
+  return fail(ErrorKind::kNotFound,
+              "model '{}' is neither here nor in the cache '{}': download it with `hf download {}`",
+              repository, hub_cache().string(), repository);
+}
+
 }  // namespace
 
 Result<ModelSource> find_model(const std::string& model) {
@@ -77,6 +139,7 @@ Result<ModelSource> find_model(const std::string& model) {
   std::error_code ignored;
   if (fs::is_directory(model, ignored)) return find_in_folder(model);
   if (!fs::is_regular_file(model, ignored)) {
+    if (is_repository(model)) return find_in_cache(model);
     return fail(ErrorKind::kNotFound, "model '{}' is neither a folder, a GGUF file nor synthetic:NAME",
                 model);
   }
@@ -103,7 +166,9 @@ Result<std::unique_ptr<Checkpoint>> open_checkpoint(const std::string& model) {
 }
 
 fs::path tokenizer_folder(const std::string& model) {
-  return model.starts_with(kSynthetic) || is_gguf_model(model) ? fs::path() : fs::path(model);
+  const auto source = find_model(model);
+  if (!source) return model;
+  return source->kind == ModelKind::kFolder ? source->path : fs::path();
 }
 
 }  // namespace qwen2

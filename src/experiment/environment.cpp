@@ -85,14 +85,15 @@ Result<std::string> model_fingerprint(const std::string& model) {
     return hash.text();
   }
   std::error_code code;
-  if (!fs::is_directory(model, code)) {
+  QWEN2_TRY(const ModelSource source, find_model(model));
+  if (source.kind != ModelKind::kFolder) {
     QWEN2_TRY(const auto checkpoint, open_checkpoint(model));
     hash.add(model);
     hash.add(checkpoint->config_json());
     return hash.text();
   }
   std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(model, code)) {
+  for (const auto& entry : fs::directory_iterator(source.path, code)) {
     const fs::path extension = entry.path().extension();
     if (extension == ".json" || extension == ".safetensors") files.push_back(entry.path());
   }

@@ -166,6 +166,7 @@ Result<Qwen2Weights> load_weights(const Checkpoint& checkpoint, const Qwen2Confi
   if (!config.tied_head && !checkpoint.has(kHeadName)) {
     return fail(ErrorKind::kNotFound, "tensor '{}' is missing and 'tie_word_embeddings' is false", kHeadName);
   }
+  QWEN2_CHECK(check_biases(checkpoint, config));
   QWEN2_TRY(const size_t bytes, weight_bytes(checkpoint, config, precision));
   QWEN2_TRY(auto storage, LargeBuffer::allocate(bytes, "the weights"));
   Arena arena(storage.data());

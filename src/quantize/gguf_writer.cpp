@@ -323,6 +323,7 @@ Status write_gguf(const GgufJob& job) {
   QWEN2_TRY(const Qwen2Config config,
             parse_qwen2_config(job.checkpoint.config_json(), job.checkpoint.generation_config_json()));
   const auto tensors = tensors_of(config, job.bits);
+  QWEN2_CHECK(check_biases(job.checkpoint, config));
   QWEN2_CHECK(check_tensors(job.checkpoint, tensors));
   if (fs::exists(job.output)) {
     return fail(ErrorKind::kInvalidArgument, "--output '{}' exists; a new file was expected",

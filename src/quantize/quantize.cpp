@@ -71,6 +71,7 @@ Status read_layer(const Checkpoint& checkpoint, const Qwen2Config& config, int64
 Status check_quantizable(const Checkpoint& checkpoint, const Qwen2Config& config,
                          const QuantizeOptions& options) {
   QWEN2_CHECK(check_options(options));
+  QWEN2_CHECK(check_biases(checkpoint, config));
   for (const ModelTensor& tensor : model_tensors(config)) {
     if (!tensor.is_layer_matrix()) continue;
     if (tensor.cols % options.group != 0) {

@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "backend/backend.h"
+#include "base/memory.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors.h"
 #include "model/qwen2_config.h"
@@ -300,6 +301,108 @@ TEST(Synthetic, HasThePublishedShape) {
   EXPECT_NEAR(static_cast<double>(*weight_bytes(**checkpoint, *config, {})), 3.087e9, 0.002e9);
   EXPECT_FALSE(open_checkpoint("synthetic:gpt-5"));
   EXPECT_FALSE(open_checkpoint("/nowhere"));
+}
+
+// A checkpoint of one vector.
+class OneBias final : public Checkpoint {
+ public:
+  OneBias(std::string name, float last) : name_(std::move(name)), last_(last) {}
+  std::string config_json() const override { return {}; }
+  std::string generation_config_json() const override { return {}; }
+  bool has(std::string_view name) const override { return name == name_; }
+  Status load_vector(std::string_view /*name*/, int64_t size, float* out) const override {
+    std::fill_n(out, size, 0.0F);
+    out[size - 1] = last_;
+    return {};
+  }
+  Result<std::optional<QuantizedFormat>> matrix_format(std::string_view /*name*/, int64_t /*rows*/,
+                                                       int64_t /*cols*/) const override {
+    return std::nullopt;
+  }
+  Status read_matrix(std::string_view /*name*/, int64_t /*rows*/, int64_t /*cols*/,
+                     const RowSink& /*sink*/) const override {
+    return {};
+  }
+
+ private:
+  std::string name_;
+  float last_;
+};
+
+TEST(Checkpoint, RefusesBiasesThatWouldBeLeftOut) {
+  const auto config = parse_qwen2_config(config_with("", ""), "");
+  for (const char* name :
+       {"model.layers.1.self_attn.o_proj.bias", "model.layers.0.mlp.gate_proj.bias",
+        "model.layers.0.mlp.up_proj.bias", "model.layers.1.mlp.down_proj.bias", "lm_head.bias"}) {
+    EXPECT_TRUE(check_biases(OneBias(name, 0), *config)) << name;
+    const Status status = check_biases(OneBias(name, 0.5F), *config);
+    ASSERT_FALSE(status) << name;
+    EXPECT_NE(status.error().message.find(name), std::string::npos);
+  }
+  EXPECT_TRUE(check_biases(OneBias("model.layers.0.self_attn.q_proj.bias", 1), *config));  // Qwen2's own
+  EXPECT_EQ(gguf_tensor_name("model.layers.3.self_attn.o_proj.bias"), "blk.3.attn_output.bias");
+  EXPECT_EQ(gguf_tensor_name("model.layers.3.mlp.down_proj.bias"), "blk.3.ffn_down.bias");
+}
+
+// The cache of the Hugging Face client: snapshots of links to blobs, refs/main names one.
+class HubCache : public testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = fs::temp_directory_path() / ("qwen2-hub-" + std::to_string(::getpid()));
+    repository_ = root_ / "hub" / "models--Org--Some.Model-1";
+    fs::create_directories(repository_ / "blobs");
+    ::setenv("HF_HOME", root_.c_str(), 1);
+    ::unsetenv("HF_HUB_CACHE");
+  }
+  void TearDown() override {
+    ::unsetenv("HF_HOME");
+    fs::remove_all(root_);
+  }
+  void add_snapshot(const char* commit) const {
+    const fs::path snapshot = repository_ / "snapshots" / commit;
+    fs::create_directories(snapshot);
+    for (const char* file : {"config.json", "model.safetensors"}) {
+      fs::copy_file(test::golden_folder() / "hd64_tied" / file, repository_ / "blobs" / file,
+                    fs::copy_options::overwrite_existing);
+      fs::create_symlink(fs::path("../../blobs") / file, snapshot / file);
+    }
+  }
+  void refer_to(const char* commit) const {
+    fs::create_directories(repository_ / "refs");
+    ASSERT_TRUE(write_file(repository_ / "refs" / "main", commit));
+  }
+  static std::string found(const std::string& model) {
+    const auto source = find_model(model);
+    return source ? source->path.filename().string() : source.error().message;
+  }
+
+  fs::path root_;
+  fs::path repository_;
+};
+
+TEST_F(HubCache, FollowsRefsMain) {
+  add_snapshot("aaa");
+  EXPECT_EQ(found(repository_), "aaa");  // the only one
+  add_snapshot("bbb");
+  EXPECT_NE(found(repository_).find("2 snapshots and no refs/main"), std::string::npos);
+  refer_to("bbb\n");
+  EXPECT_EQ(found(repository_), "bbb");
+  EXPECT_EQ(found("Org/Some.Model-1"), "bbb");
+  EXPECT_EQ(tokenizer_folder("Org/Some.Model-1").filename(), "bbb");
+  const auto checkpoint = open_checkpoint("Org/Some.Model-1");
+  ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+  EXPECT_TRUE((*checkpoint)->has("model.embed_tokens.weight"));
+  EXPECT_EQ(found(repository_ / "snapshots" / "aaa"), "aaa");
+  refer_to("../../outside");
+  EXPECT_NE(found("Org/Some.Model-1").find("download it again"), std::string::npos);
+}
+
+TEST_F(HubCache, SaysHowToDownload) {
+  EXPECT_NE(found("Org/Other").find("download it with `hf download Org/Other`"), std::string::npos);
+  EXPECT_NE(found("Org/Other").find((root_ / "hub").string()), std::string::npos);
+  for (const char* model : {"Org/", "/Other", "Org/a/b", "../Other", "Org/..", "other", "Org/a b"}) {
+    EXPECT_NE(found(model).find("is neither a folder"), std::string::npos) << model;
+  }
 }
 
 }  // namespace

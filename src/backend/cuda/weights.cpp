@@ -258,6 +258,7 @@ void set_cuda_code(MatrixForm form, uint8_t* codes, int64_t col, int code) {
 
 Status load_cuda_weights(const Checkpoint& checkpoint, const Qwen2Config& config, const cpu::Kernels& kernels,
                          CudaWeights& weights) {
+  QWEN2_CHECK(check_biases(checkpoint, config));
   const Inventory inventory(config);
   Loader loader(checkpoint, config, kernels);
   for (const MatrixEntry& entry : inventory.matrices)
