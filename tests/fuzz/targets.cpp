@@ -109,7 +109,7 @@ void chat_template(std::string_view bytes) {
 
 void request(std::string_view bytes) {
   ServedModel model;
-  model.name = "m";
+  model.name = std::string(1, 'm');
   model.max_model_len = 100;
   for (const Endpoint endpoint : {Endpoint::kChat, Endpoint::kCompletions, Endpoint::kGenerate}) {
     const auto parsed = parse_request(endpoint, bytes, model);

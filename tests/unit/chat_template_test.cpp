@@ -178,8 +178,8 @@ TEST(ChatTemplate, ServesDeepSeekR1Distill) {
                     json::object{{"<｜begin▁of▁sentence｜>", json::object{{"ids", json::array{begin}}}}}}};
   const auto tokenizer = Tokenizer::parse(json::serialize(root));
   ASSERT_TRUE(tokenizer) << tokenizer.error().message;
-  json::object settings =
-      config(*read_text_file(test::source_folder() / "tests/data/templates/published/deepseek-r1-8b.jinja"));
+  json::object settings = config(json::string(
+      *read_text_file(test::source_folder() / "tests/data/templates/published/deepseek-r1-8b.jinja")));
   settings["bos_token"] = json::object{{"content", "<｜begin▁of▁sentence｜>"}};
   settings["eos_token"] = json::object{{"content", "<｜end▁of▁sentence｜>"}};
   const auto chat = parse(settings);
