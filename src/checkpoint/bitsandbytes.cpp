@@ -4,8 +4,7 @@
 //   NAME.weight_format U8 []  0 for rows as above; absent in older files
 // and w = weight * SCB / 127. Columns of outliers, which bitsandbytes multiplies in 16 bits, are a matter of
 // activations: the stored weights cover them too.
-#include <cmath>
-
+#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/quantized_blocks.h"
 #include "checkpoint/quantized_reader.h"
 
@@ -14,20 +13,21 @@ namespace {
 
 struct Module {
   const RawTensor* weight = nullptr;
-  const RawTensor* scb = nullptr;
+  FloatTensor scb;
   QuantizedFormat format;
 };
 
-class BitsandbytesReader final : public QuantizedReader {
+class EightBitReader final : public QuantizedReader {
  public:
-  explicit BitsandbytesReader(const TensorTable& tensors) : tensors_(tensors) {}
+  explicit EightBitReader(const TensorTable& tensors) : tensors_(tensors) {}
 
   bool has(std::string_view module) const override {
     const RawTensor* weight = tensors_.find(std::string(module) + ".weight");
     return weight != nullptr && weight->dtype == "I8";
   }
 
-  Result<QuantizedFormat> format(std::string_view name, int64_t rows, int64_t cols) const override {
+  Result<std::optional<QuantizedFormat>> format(std::string_view name, int64_t rows,
+                                                int64_t cols) const override {
     QWEN2_TRY(const Module module, open(name, rows, cols));
     return module.format;
   }
@@ -36,16 +36,10 @@ class BitsandbytesReader final : public QuantizedReader {
               int64_t first_row) const override {
     QWEN2_TRY(const Module module, open(name, rows, target.cols));
     QWEN2_CHECK(check_format(name, target, module.format));
-    for (int64_t row = 0; row < rows; ++row) {
-      if (!std::isfinite(module.scb->at<float>(row))) {
-        return fail(ErrorKind::kFormat,
-                    "'{}': tensor '{}.SCB' holds an infinite or NaN scale at [{}]; finite ones were expected",
-                    module.scb->path, name, row);
-      }
-    }
+    QWEN2_CHECK(check_finite(std::string(name) + ".SCB", module.scb));
     for_each_block(rows, first_row, [&](const BlockRows& part) {
       for (int64_t i = 0; i < part.count; ++i) {
-        const float scale = module.scb->at<float>(part.first + i) / 127.0F;
+        const float scale = module.scb.at(part.first + i) / 127.0F;
         target.set_scale_f32(part.block * kBlockRows + part.lane + i, 0, scale);
       }
       copy_codes(target, part, [&](int64_t col, EightColumns& codes) {
@@ -67,7 +61,8 @@ class BitsandbytesReader final : public QuantizedReader {
     Module module;
     QWEN2_TRY(const int64_t group, columns_of_group(tensors_, name, -1, cols));
     QWEN2_TRY(module.weight, tensors_.get(prefix + ".weight", "I8", {rows, cols}));
-    QWEN2_TRY(module.scb, tensors_.get(prefix + ".SCB", "F32", {rows}));
+    QWEN2_TRY(const RawTensor* scb, tensors_.get(prefix + ".SCB", "F32", {rows}));
+    module.scb = FloatTensor(*scb, DType::kF32);
     if (const RawTensor* layout = tensors_.find(prefix + ".weight_format"); layout != nullptr) {
       if (layout->bytes.empty() || layout->at<uint8_t>(0) != 0) {
         return fail(ErrorKind::kUnsupported, "'{}': tensor '{}.weight_format' is not 0; rows were expected",
@@ -83,19 +78,8 @@ class BitsandbytesReader final : public QuantizedReader {
 
 }  // namespace
 
-ReaderResult open_bitsandbytes_reader(const TensorTable& tensors, const JsonFields& settings) {
-  bool four_bits = false, eight_bits = false;
-  QWEN2_CHECK(settings.optional("load_in_4bit", four_bits));
-  if (four_bits) {
-    return settings.error("load_in_4bit", "is true: bitsandbytes in 4 bits is not supported",
-                          ErrorKind::kUnsupported);
-  }
-  QWEN2_CHECK(settings.optional("load_in_8bit", eight_bits));
-  if (!eight_bits) {
-    return settings.error("load_in_8bit", "is not true; 8 bits were expected for \"bitsandbytes\"",
-                          ErrorKind::kUnsupported);
-  }
-  return std::make_unique<BitsandbytesReader>(tensors);
+std::unique_ptr<QuantizedReader> bitsandbytes_8bit_reader(const TensorTable& tensors) {
+  return std::make_unique<EightBitReader>(tensors);
 }
 
 }  // namespace qwen2

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "checkpoint/plain_tensor.h"
 #include "tensor/quantized_storage.h"
 
 namespace qwen2 {
@@ -17,15 +18,7 @@ Status read_expanded(const Checkpoint& checkpoint, std::string_view name, int64_
   if (!format) return checkpoint.read_matrix(name, rows, cols, sink);
   const QuantizedStorage storage(*format, rows, cols);
   QWEN2_CHECK(checkpoint.load_quantized(name, rows, storage.matrix(), 0));
-#pragma omp parallel
-  {
-    std::vector<float> values(static_cast<size_t>(cols));
-#pragma omp for schedule(static, kBlockRows)
-    for (int64_t row = 0; row < rows; ++row) {
-      storage.matrix().get_row(row, values.data());
-      sink(row, values.data());
-    }
-  }
+  for_each_row(rows, cols, sink, [&](int64_t row, float* values) { storage.matrix().get_row(row, values); });
   return {};
 }
 

@@ -43,7 +43,8 @@ class GptqReader final : public QuantizedReader {
     return tensors_.find(std::string(module) + ".qweight") != nullptr;
   }
 
-  Result<QuantizedFormat> format(std::string_view name, int64_t rows, int64_t cols) const override {
+  Result<std::optional<QuantizedFormat>> format(std::string_view name, int64_t rows,
+                                                int64_t cols) const override {
     QWEN2_TRY(const Module module, open(name, rows, cols));
     return format_of(module);
   }

@@ -39,6 +39,7 @@ class HfFolder final : public Checkpoint {
   }
 
   Status read_matrix(std::string_view name, int64_t rows, int64_t cols, const RowSink& sink) const override {
+    if (const auto module = quantized_module(name)) return quantized_->read_rows(*module, rows, cols, sink);
     QWEN2_TRY(const RawTensor* tensor, tensors_.get(name, {rows, cols}));
     QWEN2_TRY(const DType dtype, float_dtype(name, *tensor));
     read_plain_rows(tensor->bytes.data(), dtype, rows, cols, sink);

@@ -2,16 +2,55 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
+
+#include "checkpoint/bitsandbytes.h"
 
 namespace qwen2 {
 namespace {
+
+class ReaderList final : public QuantizedReader {
+ public:
+  explicit ReaderList(std::vector<std::unique_ptr<QuantizedReader>> readers) : readers_(std::move(readers)) {}
+
+  bool has(std::string_view module) const override { return find(module) != nullptr; }
+  Result<std::optional<QuantizedFormat>> format(std::string_view module, int64_t rows,
+                                                int64_t cols) const override {
+    return find(module)->format(module, rows, cols);
+  }
+  Status load(std::string_view module, int64_t rows, const QuantizedMatrix& target,
+              int64_t first_row) const override {
+    return find(module)->load(module, rows, target, first_row);
+  }
+  Status read_rows(std::string_view module, int64_t rows, int64_t cols,
+                   const Checkpoint::RowSink& sink) const override {
+    return find(module)->read_rows(module, rows, cols, sink);
+  }
+
+ private:
+  const QuantizedReader* find(std::string_view module) const {
+    const auto found = std::ranges::find_if(readers_, [&](const auto& r) { return r->has(module); });
+    return found == readers_.end() ? nullptr : found->get();
+  }
+
+  std::vector<std::unique_ptr<QuantizedReader>> readers_;
+};
+
+// The first that has a module reads it.
+template <class... Readers>
+std::unique_ptr<QuantizedReader> first_of(Readers... readers) {
+  std::vector<std::unique_ptr<QuantizedReader>> list;
+  (list.push_back(std::move(readers)), ...);
+  return std::make_unique<ReaderList>(std::move(list));
+}
 
 ReaderResult open_method(const TensorTable& tensors, const JsonFields& settings) {
   std::string method;
   QWEN2_CHECK(settings.required("quant_method", method));
   if (method == "gptq") return open_gptq_reader(tensors, settings);
   if (method == "awq") return open_awq_reader(tensors, settings);
-  if (method == "bitsandbytes") return open_bitsandbytes_reader(tensors, settings);
+  if (method == "bitsandbytes")
+    return first_of(bitsandbytes_8bit_reader(tensors), bitsandbytes_4bit_reader(tensors));
   return settings.error(
       "quant_method",
       fmt::format("is \"{}\"; \"gptq\", \"awq\" or \"bitsandbytes\" was expected", method.substr(0, 64)),
@@ -19,6 +58,16 @@ ReaderResult open_method(const TensorTable& tensors, const JsonFields& settings)
 }
 
 }  // namespace
+
+Status QuantizedReader::load(std::string_view module, int64_t /*rows*/, const QuantizedMatrix& /*target*/,
+                             int64_t /*first_row*/) const {
+  return fail(ErrorKind::kInternal, "module '{}' has no quantised form", module);
+}
+
+Status QuantizedReader::read_rows(std::string_view module, int64_t /*rows*/, int64_t /*cols*/,
+                                  const Checkpoint::RowSink& /*sink*/) const {
+  return fail(ErrorKind::kInternal, "module '{}' has a quantised form", module);
+}
 
 Result<int64_t> group_size(const JsonFields& settings) {
   static constexpr std::array<int64_t, 5> kSizes{-1, 16, 32, 64, 128};

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string_view>
 
 #include "base/error.h"
 #include "base/json_fields.h"
+#include "checkpoint/checkpoint.h"
 #include "checkpoint/tensor_table.h"
 #include "tensor/quantized_matrix.h"
 
@@ -21,13 +23,18 @@ class QuantizedReader {
 
   // Whether `module` is stored quantised; its tensors say so, not its name.
   [[nodiscard]] virtual bool has(std::string_view module) const = 0;
-  // Missing tensors, shapes other than of [rows, cols], other dtypes and broken group indices are errors.
-  [[nodiscard]] virtual Result<QuantizedFormat> format(std::string_view module, int64_t rows,
-                                                       int64_t cols) const = 0;
-  // As Checkpoint::load_quantized(). Scales that are not finite are errors. Where `first_row` is not 0, the
-  // permutation must be the one that `target` has already: the rows share their activations.
+  // Nothing where QuantizedMatrix has no exact form for the module: read_rows() expands it. Missing tensors,
+  // shapes other than of [rows, cols], other dtypes and broken group indices are errors.
+  [[nodiscard]] virtual Result<std::optional<QuantizedFormat>> format(std::string_view module, int64_t rows,
+                                                                      int64_t cols) const = 0;
+  // As Checkpoint::load_quantized(), for modules with a format. Scales that are not finite are errors. Where
+  // `first_row` is not 0, the permutation must be the one that `target` has already: the rows share their
+  // activations.
   virtual Status load(std::string_view module, int64_t rows, const QuantizedMatrix& target,
-                      int64_t first_row) const = 0;
+                      int64_t first_row) const;
+  // As Checkpoint::read_matrix(), for modules without a format.
+  virtual Status read_rows(std::string_view module, int64_t rows, int64_t cols,
+                           const Checkpoint::RowSink& sink) const;
 };
 
 using ReaderResult = Result<std::unique_ptr<QuantizedReader>>;
@@ -36,7 +43,6 @@ using ReaderResult = Result<std::unique_ptr<QuantizedReader>>;
 // the programs that write them.
 ReaderResult open_gptq_reader(const TensorTable& tensors, const JsonFields& settings);
 ReaderResult open_awq_reader(const TensorTable& tensors, const JsonFields& settings);
-ReaderResult open_bitsandbytes_reader(const TensorTable& tensors, const JsonFields& settings);
 
 // The reader that `config_json` asks for; null when it has no "quantization_config".
 ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view config_json);

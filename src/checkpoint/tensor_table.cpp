@@ -1,5 +1,7 @@
 #include "checkpoint/tensor_table.h"
 
+#include <cmath>
+
 namespace qwen2 {
 namespace {
 
@@ -36,12 +38,38 @@ Result<const RawTensor*> TensorTable::get(std::string_view name, std::string_vie
   return tensor;
 }
 
+Result<FloatTensor> TensorTable::get_floats(std::string_view name, const std::vector<int64_t>& shape) const {
+  QWEN2_TRY(const RawTensor* tensor, get(name, shape));
+  QWEN2_TRY(const DType type, float_dtype(name, *tensor));
+  return FloatTensor(*tensor, type);
+}
+
 Result<DType> float_dtype(std::string_view name, const RawTensor& tensor) {
   if (tensor.dtype == "BF16") return DType::kBF16;
   if (tensor.dtype == "F16") return DType::kF16;
   if (tensor.dtype == "F32") return DType::kF32;
   return fail(ErrorKind::kUnsupported, "'{}': tensor '{}' has dtype {}; BF16, F16 or F32 was expected",
               tensor.path, name, tensor.dtype);
+}
+
+Result<FloatTensor> finite_floats(const TensorTable& tensors, std::string_view name,
+                                  const std::vector<int64_t>& shape) {
+  QWEN2_TRY(const FloatTensor floats, tensors.get_floats(name, shape));
+  QWEN2_CHECK(check_finite(name, floats));
+  return floats;
+}
+
+Status check_finite(std::string_view name, const FloatTensor& tensor) {
+  const std::vector<int64_t>& shape = tensor.raw().shape;
+  for (int64_t i = 0; i < tensor.size(); ++i) {
+    if (std::isfinite(tensor.at(i))) continue;
+    const std::string place =
+        shape.size() == 2 ? fmt::format("{}, {}", i / shape[1], i % shape[1]) : fmt::format("{}", i);
+    return fail(ErrorKind::kFormat,
+                "'{}': tensor '{}' holds an infinite or NaN value at [{}]; finite ones were expected",
+                tensor.raw().path, name, place);
+  }
+  return {};
 }
 
 }  // namespace qwen2

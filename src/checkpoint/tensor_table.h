@@ -31,6 +31,28 @@ struct RawTensor {
   void release() const { file->release(bytes); }
 };
 
+// A tensor of BF16, F16 or F32 whose elements are read one by one: scales, minima, tables.
+class FloatTensor {
+ public:
+  FloatTensor() = default;
+  FloatTensor(const RawTensor& tensor, DType type) : tensor_(&tensor), type_(type) {}
+
+  [[nodiscard]] const RawTensor& raw() const { return *tensor_; }
+  [[nodiscard]] DType type() const { return type_; }
+  [[nodiscard]] int64_t size() const {
+    return static_cast<int64_t>(tensor_->bytes.size() / dtype_bytes(type_));
+  }
+  [[nodiscard]] float at(int64_t index) const {
+    float value = 0;
+    to_floats(tensor_->bytes.data() + static_cast<size_t>(index) * dtype_bytes(type_), type_, 1, &value);
+    return value;
+  }
+
+ private:
+  const RawTensor* tensor_ = nullptr;
+  DType type_ = DType::kF32;
+};
+
 class TensorTable {
  public:
   explicit TensorTable(std::filesystem::path folder) : folder_(std::move(folder)) {}
@@ -44,6 +66,9 @@ class TensorTable {
   // The same; another dtype is an error too.
   [[nodiscard]] Result<const RawTensor*> get(std::string_view name, std::string_view dtype,
                                              const std::vector<int64_t>& shape) const;
+  // The same for a tensor of floats: BF16, F16 or F32.
+  [[nodiscard]] Result<FloatTensor> get_floats(std::string_view name,
+                                               const std::vector<int64_t>& shape) const;
 
  private:
   std::filesystem::path folder_;
@@ -52,5 +77,11 @@ class TensorTable {
 
 // The element type of an unquantised tensor; any but BF16, F16 and F32 is an error.
 Result<DType> float_dtype(std::string_view name, const RawTensor& tensor);
+
+// A tensor of this shape whose elements are all finite.
+Result<FloatTensor> finite_floats(const TensorTable& tensors, std::string_view name,
+                                  const std::vector<int64_t>& shape);
+// An infinite or NaN element is an error.
+Status check_finite(std::string_view name, const FloatTensor& tensor);
 
 }  // namespace qwen2

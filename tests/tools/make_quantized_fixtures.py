@@ -41,7 +41,8 @@ def pack(code, values):
 class Tensors:
     """Named tensors of one model.safetensors."""
 
-    TYPES = {"F32": "f", "F16": "e", "BF16": "H", "I32": "I", "I8": "b", "U8": "B"}
+    TYPES = {"F32": "f", "F16": "e", "BF16": "H", "I32": "I", "I8": "b", "U8": "B",
+             "I64": "q", "U32": "I", "F8_E4M3": "B"}
 
     def __init__(self):
         self.entries = {}
@@ -151,7 +152,8 @@ def group_indices(rng, inputs, spec):
 def matrices(shape):
     """(module, outputs, inputs, what the inputs are) of the one layer."""
     hidden, ffn = shape["hidden"], shape["ffn"]
-    q, kv = shape["heads"] * HEAD, shape["kv_heads"] * HEAD
+    head = shape.get("head", HEAD)
+    q, kv = shape["heads"] * head, shape["kv_heads"] * head
     return [("self_attn.q_proj", q, hidden, "norm1"), ("self_attn.k_proj", kv, hidden, "norm1"),
             ("self_attn.v_proj", kv, hidden, "norm1"), ("self_attn.o_proj", hidden, q, "attention"),
             ("mlp.gate_proj", ffn, hidden, "norm2"), ("mlp.up_proj", ffn, hidden, "norm2"),

@@ -2,30 +2,19 @@
 // tests/tools/make_quantized_fixtures.py.
 #include <gtest/gtest.h>
 
-#include <boost/json.hpp>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <functional>
 #include <limits>
-#include <map>
 
-#include "base/memory.h"
-#include "checkpoint/checkpoint.h"
-#include "checkpoint/safetensors.h"
-#include "model/qwen2_config.h"
 #include "model/weights.h"
-#include "paths.h"
-#include "tensor/quantized_storage.h"
+#include "quantized_folder.h"
 
 namespace qwen2 {
 namespace {
 
+using namespace test;
+
 // Everything in bf16, whatever the checkpoint has.
 constexpr Precision kExpanded{.bits = 16, .head_bits = 16};
-
-namespace fs = std::filesystem;
-namespace json = boost::json;
 
 struct Fixture {
   const char* name;
@@ -52,109 +41,16 @@ const std::vector<Fixture>& fixtures() {
   return kFixtures;
 }
 
-fs::path fixture_folder(const std::string& name) {
-  return test::source_folder() / "tests/fixtures/quantized" / name;
-}
-
-// The tensors of one file, to be compared or damaged.
-struct File {
-  struct Tensor {
-    std::string dtype;
-    std::vector<int64_t> shape;
-    std::string bytes;
-
-    template <class T>
-    void set(size_t index, T value) {
-      std::memcpy(bytes.data() + index * sizeof value, &value, sizeof value);
-    }
-  };
-  std::map<std::string, Tensor> tensors;
-
-  explicit File(const fs::path& path) {
-    const auto text = read_text_file(path);
-    const auto header = parse_safetensors({reinterpret_cast<const std::byte*>(text->data()), text->size()});
-    for (const auto& [name, entry] : header->tensors) {
-      tensors[name] = {entry.dtype, entry.shape,
-                       text->substr(header->data_start + entry.begin, entry.end - entry.begin)};
-    }
-  }
-
-  void write(const fs::path& path) const {
-    json::object header;
-    std::string data;
-    for (const auto& [name, tensor] : tensors) {
-      header[name] = {{"dtype", tensor.dtype},
-                      {"shape", json::value_from(tensor.shape)},
-                      {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
-      data += tensor.bytes;
-    }
-    const std::string text = json::serialize(header);
-    const uint64_t size = text.size();
-    std::ofstream out(path, std::ios::binary);
-    out.write(reinterpret_cast<const char*>(&size), sizeof size) << text << data;
-  }
-};
-
-struct Shape {
-  std::string name;
-  int64_t rows;
-  int64_t cols;
-};
-
-std::vector<Shape> quantized_matrices(const Qwen2Config& c) {
-  const std::string layer = "model.layers.0.";
-  return {{layer + "self_attn.q_proj.weight", c.q_size(), c.hidden_size},
-          {layer + "self_attn.k_proj.weight", c.kv_size(), c.hidden_size},
-          {layer + "self_attn.v_proj.weight", c.kv_size(), c.hidden_size},
-          {layer + "self_attn.o_proj.weight", c.hidden_size, c.q_size()},
-          {layer + "mlp.gate_proj.weight", c.intermediate_size, c.hidden_size},
-          {layer + "mlp.up_proj.weight", c.intermediate_size, c.hidden_size},
-          {layer + "mlp.down_proj.weight", c.hidden_size, c.intermediate_size}};
-}
-
-struct Opened {
-  std::unique_ptr<Checkpoint> checkpoint;
-  Qwen2Config config;
-};
-
-Result<Opened> open_folder(const fs::path& folder) {
-  Opened opened;
-  QWEN2_TRY(opened.checkpoint, open_checkpoint(folder.string()));
-  QWEN2_TRY(opened.config, parse_qwen2_config(opened.checkpoint->config_json(),
-                                              opened.checkpoint->generation_config_json()));
-  return opened;
-}
-
-Result<QuantizedStorage> load_one(const Checkpoint& checkpoint, const Shape& shape) {
-  QWEN2_TRY(const std::optional<QuantizedFormat> format,
-            checkpoint.matrix_format(shape.name, shape.rows, shape.cols));
-  if (!format) return fail(ErrorKind::kInternal, "'{}' is not quantised", shape.name);
-  QuantizedStorage storage(*format, shape.rows, shape.cols);
-  QWEN2_CHECK(checkpoint.load_quantized(shape.name, shape.rows, storage.matrix(), 0));
-  return storage;
-}
-
-// Rows [first, first + rows) of `matrix` against the float32 tensor, bit by bit.
-void expect_rows(const QuantizedMatrix& matrix, int64_t first, int64_t rows, const std::string& expected) {
-  const auto row_bytes = static_cast<size_t>(matrix.cols) * sizeof(float);
-  std::vector<float> row(static_cast<size_t>(matrix.cols));
-  for (int64_t n = 0; n < rows; ++n) {
-    matrix.get_row(first + n, row.data());
-    ASSERT_EQ(std::memcmp(row.data(), expected.data() + static_cast<size_t>(n) * row_bytes, row_bytes), 0)
-        << "row " << n;
-  }
-}
-
 class QuantizedFolder : public testing::TestWithParam<Fixture> {
  protected:
   void SetUp() override {
-    auto opened = open_folder(fixture_folder(GetParam().name));
+    auto opened = open_folder(quantized_folder(GetParam().name));
     ASSERT_TRUE(opened) << opened.error().message;
     model_ = std::move(*opened);
   }
 
   Opened model_;
-  File twin_{fixture_folder(GetParam().twin) / "model.safetensors"};
+  File twin_{quantized_folder(GetParam().twin) / "model.safetensors"};
 };
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, QuantizedFolder, testing::ValuesIn(fixtures()),
@@ -221,7 +117,7 @@ TEST_P(QuantizedFolder, LoadsMatricesAsRoundedTwins) {
 }
 
 TEST_P(QuantizedFolder, LeavesTheRestAsItWas) {
-  const auto twin = open_folder(fixture_folder(GetParam().twin));
+  const auto twin = open_folder(quantized_folder(GetParam().twin));
   ASSERT_TRUE(twin) << twin.error().message;
   const std::string table = "model.embed_tokens.weight";
   const auto format =
@@ -237,91 +133,6 @@ TEST_P(QuantizedFolder, LeavesTheRestAsItWas) {
   // The twin rounds the same values to bf16, so that whole models must agree.
   ASSERT_EQ(quantized->storage.size(), expected->storage.size());
   EXPECT_EQ(std::memcmp(quantized->storage.data(), expected->storage.data(), expected->storage.size()), 0);
-}
-
-// A copy of a fixture that can be changed.
-class Copy {
- public:
-  explicit Copy(const std::string& fixture)
-      : folder_(fs::temp_directory_path() / ("qwen2-quantized-" + std::to_string(::getpid()))) {
-    fs::remove_all(folder_);
-    fs::copy(fixture_folder(fixture), folder_);
-  }
-  ~Copy() { fs::remove_all(folder_); }
-  Copy(const Copy&) = delete;
-  Copy& operator=(const Copy&) = delete;
-
-  [[nodiscard]] fs::path weights() const { return folder_ / "model.safetensors"; }
-  void edit(const std::function<void(File&)>& change) const {
-    File file(weights());
-    change(file);
-    file.write(weights());
-  }
-  void set(const std::string& field, const json::value& value) const {
-    json::value config = json::parse(*read_text_file(folder_ / "config.json"));
-    config.at("quantization_config").as_object()[field] = value;
-    std::ofstream(folder_ / "config.json") << json::serialize(config);
-  }
-  // The error of loading every quantised matrix, empty when there is none.
-  [[nodiscard]] std::string error() const {
-    const auto opened = open_folder(folder_);
-    if (!opened) return opened.error().message;
-    for (const Shape& shape : quantized_matrices(opened->config)) {
-      const auto storage = load_one(*opened->checkpoint, shape);
-      if (!storage) return storage.error().message;
-    }
-    return "";
-  }
-
- private:
-  fs::path folder_;
-};
-
-const std::string kModule = "model.layers.0.mlp.down_proj";
-
-struct Damage {
-  const char* what;
-  const char* fixture;
-  std::function<void(const Copy&)> change;
-  std::vector<std::string> message;  // parts of the error
-};
-
-std::function<void(const Copy&)> setting(const std::string& field, const json::value& value) {
-  return [=](const Copy& copy) { copy.set(field, value); };
-}
-
-std::function<void(const Copy&)> without(const std::string& tensor) {
-  return [=](const Copy& copy) { copy.edit([&](File& file) { file.tensors.erase(kModule + tensor); }); };
-}
-
-std::function<void(const Copy&)> changed(const std::string& tensor,
-                                         const std::function<void(File::Tensor&)>& change) {
-  return [=](const Copy& copy) { copy.edit([&](File& file) { change(file.tensors.at(kModule + tensor)); }); };
-}
-
-std::function<void(const Copy&)> with_dtype(const std::string& tensor, const std::string& dtype) {
-  return changed(tensor, [=](File::Tensor& t) { t.dtype = dtype; });
-}
-
-std::function<void(const Copy&)> with_shape(const std::string& tensor, const std::vector<int64_t>& shape) {
-  return changed(tensor, [=](File::Tensor& t) { t.shape = shape; });
-}
-
-template <class T>
-std::function<void(const Copy&)> with_element(const std::string& tensor, size_t index, T value) {
-  return changed(tensor, [=](File::Tensor& t) { t.set(index, value); });
-}
-
-void expect_errors(const std::vector<Damage>& cases) {
-  for (const Damage& damage : cases) {
-    const Copy copy(damage.fixture);
-    ASSERT_EQ(copy.error(), "") << damage.fixture;
-    damage.change(copy);
-    const std::string error = copy.error();
-    for (const std::string& part : damage.message) {
-      EXPECT_NE(error.find(part), std::string::npos) << damage.what << ": " << error;
-    }
-  }
 }
 
 TEST(QuantizedDamage, NamesTheFieldOfTheConfiguration) {
@@ -346,8 +157,6 @@ TEST(QuantizedDamage, NamesTheFieldOfTheConfiguration) {
       {"AWQ's bits", "awq_g64", setting("bits", 8), {file, "bits", "is 8; 4"}},
       {"version", "awq_g64", setting("version", "gemv"), {file, "version", "\"gemv\"; \"gemm\""}},
       {"no zeros", "awq_g64", setting("zero_point", false), {file, "zero_point", "true was expected"}},
-      {"4 bits", "bnb8", setting("load_in_4bit", true), {file, "load_in_4bit", "not supported"}},
-      {"no 8 bits", "bnb8", setting("load_in_8bit", false), {file, "load_in_8bit", "8 bits were expected"}},
   });
 }
 
