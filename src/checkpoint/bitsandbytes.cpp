@@ -4,10 +4,8 @@
 //   NAME.weight_format U8 []  0 for rows as above; absent in older files
 // and w = weight * SCB / 127. Columns of outliers, which bitsandbytes multiplies in 16 bits, are a matter of
 // activations: the stored weights cover them too.
-#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/quantized_blocks.h"
 #include "checkpoint/quantized_reader.h"
-
 namespace qwen2 {
 namespace {
 

@@ -10,8 +10,8 @@
 // A code stands for a value of a table, not for a multiple of a scale, so that modules are expanded.
 #include <boost/json.hpp>
 
-#include "checkpoint/bitsandbytes.h"
 #include "checkpoint/plain_tensor.h"
+#include "checkpoint/quantized_reader.h"
 
 namespace qwen2 {
 namespace {

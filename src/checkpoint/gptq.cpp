@@ -5,6 +5,7 @@
 //   NAME.scales  F16 [groups, out]
 //   NAME.g_idx   I32 [in]                 the group of each input; only "desc_act" files need it
 // and w = scale * (code - zero). "checkpoint_format": "gptq_v2" stores the zero itself, "gptq" one less.
+#include "checkpoint/column_order.h"
 #include "checkpoint/quantized_blocks.h"
 #include "checkpoint/quantized_reader.h"
 
@@ -54,7 +55,10 @@ class GptqReader final : public QuantizedReader {
     QWEN2_TRY(const Module module, open(name, rows, target.cols));
     QWEN2_CHECK(check_format(name, target, format_of(module)));
     QWEN2_CHECK(check_scales_f16(std::string(name) + ".scales", *module.scales));
-    QWEN2_CHECK(set_permutation(name, module, target, first_row));
+    if (module.g_idx != nullptr) {
+      QWEN2_CHECK(
+          set_permutation(std::string(name) + ".g_idx", *module.g_idx, module.order, target, first_row));
+    }
     for_each_block(rows, first_row, [&](const BlockRows& part) {
       copy_scales(target, part, *module.scales, rows);
       if (target.format.offset == OffsetForm::kZero) {
@@ -88,37 +92,9 @@ class GptqReader final : public QuantizedReader {
     QWEN2_TRY(module.scales, tensors_.get(prefix + ".scales", "F16", {groups, rows}));
     if (settings_.desc_act || tensors_.find(prefix + ".g_idx") != nullptr) {
       QWEN2_TRY(module.g_idx, tensors_.get(prefix + ".g_idx", "I32", {cols}));
-      QWEN2_TRY(module.order, column_order(prefix + ".g_idx", module));
+      QWEN2_TRY(module.order, column_order(prefix + ".g_idx", *module.g_idx, module.group));
     }
     return module;
-  }
-
-  // The inputs ordered by group, each group in ascending order; empty where that changes nothing.
-  static Result<std::vector<int32_t>> column_order(std::string_view name, const Module& module) {
-    const RawTensor& g_idx = *module.g_idx;
-    std::vector<int32_t> order(static_cast<size_t>(module.cols));
-    std::vector<int64_t> used(static_cast<size_t>(module.groups()));
-    bool natural = true;
-    for (int64_t k = 0; k < module.cols; ++k) {
-      const auto group = g_idx.at<int32_t>(k);
-      if (group < 0 || group >= module.groups()) {
-        return fail(ErrorKind::kFormat,
-                    "'{}': tensor '{}' holds {} at [{}]; a group from 0 to {} was expected", g_idx.path, name,
-                    group, k, module.groups() - 1);
-      }
-      int64_t& count = used[static_cast<size_t>(group)];
-      if (count == module.group) {
-        return fail(ErrorKind::kFormat,
-                    "'{}': tensor '{}' gives group {} more than {} columns; equal groups were expected",
-                    g_idx.path, name, group, module.group);
-      }
-      order[static_cast<size_t>(group * module.group + count)] = static_cast<int32_t>(k);
-      ++count;
-      natural = natural && group == k / module.group;
-    }
-    // No group has too many columns, so none has too few.
-    if (natural) order.clear();
-    return order;
   }
 
   QuantizedFormat format_of(const Module& module) const {
@@ -146,21 +122,6 @@ class GptqReader final : public QuantizedReader {
     const uint32_t word =
         module.qzeros->at<uint32_t>(group * words + row / per_word()) + settings_.zero_offset;
     return static_cast<int>(word >> (row % per_word() * settings_.bits) & mask()) - bias();
-  }
-
-  // Rows that are added to others share their activations, hence their order.
-  static Status set_permutation(std::string_view name, const Module& module, const QuantizedMatrix& target,
-                                int64_t first_row) {
-    if (module.order.empty()) return {};
-    if (first_row == 0) {
-      std::copy(module.order.begin(), module.order.end(), target.permutation);
-    } else if (!std::equal(module.order.begin(), module.order.end(), target.permutation)) {
-      return fail(
-          ErrorKind::kUnsupported,
-          "'{}': tensor '{}.g_idx' orders the columns differently from the modules with the same input",
-          module.g_idx->path, name);
-    }
-    return {};
   }
 
   void copy_module_codes(const Module& module, const QuantizedMatrix& target, const BlockRows& part) const {

@@ -56,6 +56,17 @@ void copy_codes(const QuantizedMatrix& target, const BlockRows& rows, const F& f
 void copy_scales(const QuantizedMatrix& target, const BlockRows& rows, const RawTensor& scales,
                  int64_t source_rows);
 
+// Sets scales of the form kF32 from scale(group, source row).
+template <class F>
+void copy_float_scales(const QuantizedMatrix& target, const BlockRows& rows, const F& scale) {
+  for (int64_t group = 0; group < target.groups(); ++group) {
+    for (int64_t i = 0; i < rows.count; ++i) {
+      target.set_scale_f32(rows.block * kBlockRows + rows.lane + i, group * target.format.group,
+                           scale(group, rows.first + i));
+    }
+  }
+}
+
 // Sets the zeros from zero(group, source row).
 template <class F>
 void copy_zeros(const QuantizedMatrix& target, const BlockRows& rows, const F& zero) {

@@ -4,8 +4,6 @@
 #include <array>
 #include <vector>
 
-#include "checkpoint/bitsandbytes.h"
-
 namespace qwen2 {
 namespace {
 
@@ -36,12 +34,11 @@ class ReaderList final : public QuantizedReader {
   std::vector<std::unique_ptr<QuantizedReader>> readers_;
 };
 
-// The first that has a module reads it.
-template <class... Readers>
-std::unique_ptr<QuantizedReader> first_of(Readers... readers) {
-  std::vector<std::unique_ptr<QuantizedReader>> list;
-  (list.push_back(std::move(readers)), ...);
-  return std::make_unique<ReaderList>(std::move(list));
+std::unique_ptr<QuantizedReader> open_bitsandbytes_reader(const TensorTable& tensors) {
+  std::vector<std::unique_ptr<QuantizedReader>> readers;
+  readers.push_back(bitsandbytes_8bit_reader(tensors));
+  readers.push_back(bitsandbytes_4bit_reader(tensors));
+  return first_of(std::move(readers));
 }
 
 ReaderResult open_method(const TensorTable& tensors, const JsonFields& settings) {
@@ -49,8 +46,9 @@ ReaderResult open_method(const TensorTable& tensors, const JsonFields& settings)
   QWEN2_CHECK(settings.required("quant_method", method));
   if (method == "gptq") return open_gptq_reader(tensors, settings);
   if (method == "awq") return open_awq_reader(tensors, settings);
-  if (method == "bitsandbytes")
-    return first_of(bitsandbytes_8bit_reader(tensors), bitsandbytes_4bit_reader(tensors));
+  if (method == "bitsandbytes") return open_bitsandbytes_reader(tensors);
+  if (method == "compressed-tensors") return open_compressed_reader(tensors, settings);
+  if (method == "fp8") return open_fp8_reader(tensors, settings);
   return settings.error(
       "quant_method",
       fmt::format("is \"{}\"; \"gptq\", \"awq\" or \"bitsandbytes\" was expected", method.substr(0, 64)),
@@ -67,6 +65,10 @@ Status QuantizedReader::load(std::string_view module, int64_t /*rows*/, const Qu
 Status QuantizedReader::read_rows(std::string_view module, int64_t /*rows*/, int64_t /*cols*/,
                                   const Checkpoint::RowSink& /*sink*/) const {
   return fail(ErrorKind::kInternal, "module '{}' has a quantised form", module);
+}
+
+std::unique_ptr<QuantizedReader> first_of(std::vector<std::unique_ptr<QuantizedReader>> readers) {
+  return std::make_unique<ReaderList>(std::move(readers));
 }
 
 Result<int64_t> group_size(const JsonFields& settings) {
@@ -87,6 +89,8 @@ ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view 
   if (!config) return nullptr;
   std::optional<JsonFields> settings;
   QWEN2_CHECK(config->optional("quantization_config", settings));
+  // What compressed-tensors wrote in 2024.
+  if (!settings) QWEN2_CHECK(config->optional("compression_config", settings));
   if (!settings) return nullptr;
   return open_method(tensors, *settings);
 }
@@ -100,6 +104,16 @@ Result<int64_t> columns_of_group(const TensorTable& tensors, std::string_view mo
                 tensors.folder().string(), module, cols, size);
   }
   return size;
+}
+
+Result<int64_t> columns_of_groups(const TensorTable& tensors, std::string_view module, int64_t groups,
+                                  int64_t cols) {
+  if (groups < 1 || cols % groups != 0) {
+    return fail(ErrorKind::kFormat,
+                "'{}': module '{}' has {} columns and {} groups; equal groups were expected",
+                tensors.folder().string(), module, cols, groups);
+  }
+  return columns_of_group(tensors, module, cols / groups, cols);
 }
 
 }  // namespace qwen2

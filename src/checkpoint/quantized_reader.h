@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 #include "base/json_fields.h"
@@ -43,6 +44,24 @@ using ReaderResult = Result<std::unique_ptr<QuantizedReader>>;
 // the programs that write them.
 ReaderResult open_gptq_reader(const TensorTable& tensors, const JsonFields& settings);
 ReaderResult open_awq_reader(const TensorTable& tensors, const JsonFields& settings);
+ReaderResult open_compressed_reader(const TensorTable& tensors, const JsonFields& settings);
+ReaderResult open_fp8_reader(const TensorTable& tensors, const JsonFields& settings);
+
+// The layouts of bitsandbytes need no settings.
+std::unique_ptr<QuantizedReader> bitsandbytes_8bit_reader(const TensorTable& tensors);
+std::unique_ptr<QuantizedReader> bitsandbytes_4bit_reader(const TensorTable& tensors);
+
+// Rows and columns that share a scale of FP8, where scales are of blocks.
+struct Fp8Block {
+  int64_t rows = 128;
+  int64_t cols = 128;
+};
+std::unique_ptr<QuantizedReader> fp8_reader(const TensorTable& tensors, const Fp8Block& block);
+// Where the settings have the field: [rows, columns].
+Status read_fp8_block(const JsonFields& settings, std::string_view field, Fp8Block& block);
+
+// The first of `readers` that has a module reads it.
+std::unique_ptr<QuantizedReader> first_of(std::vector<std::unique_ptr<QuantizedReader>> readers);
 
 // The reader that `config_json` asks for; null when it has no "quantization_config".
 ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view config_json);
@@ -54,5 +73,8 @@ Result<int64_t> group_size(const JsonFields& settings);
 // no multiple of 8, as QuantizedMatrix requires.
 Result<int64_t> columns_of_group(const TensorTable& tensors, std::string_view module, int64_t group,
                                  int64_t cols);
+// The same where a row has `groups` groups of equal size.
+Result<int64_t> columns_of_groups(const TensorTable& tensors, std::string_view module, int64_t groups,
+                                  int64_t cols);
 
 }  // namespace qwen2

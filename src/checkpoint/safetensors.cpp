@@ -15,20 +15,22 @@ constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the reference implementati
 
 // Bits of an element; 0 for an unknown type.
 uint64_t element_bits(std::string_view dtype) {
-  static constexpr std::array<std::pair<std::string_view, uint64_t>, 14> kBits{{{"F64", 64},
-                                                                                {"F32", 32},
-                                                                                {"F16", 16},
-                                                                                {"BF16", 16},
-                                                                                {"I64", 64},
-                                                                                {"I32", 32},
-                                                                                {"I16", 16},
-                                                                                {"I8", 8},
-                                                                                {"U64", 64},
-                                                                                {"U32", 32},
-                                                                                {"U16", 16},
-                                                                                {"U8", 8},
-                                                                                {"BOOL", 8},
-                                                                                {"F8_E4M3", 8}}};
+  static constexpr auto kBits = std::to_array<std::pair<std::string_view, uint64_t>>({{"F64", 64},
+                                                                                      {"F32", 32},
+                                                                                      {"F16", 16},
+                                                                                      {"BF16", 16},
+                                                                                      {"I64", 64},
+                                                                                      {"I32", 32},
+                                                                                      {"I16", 16},
+                                                                                      {"I8", 8},
+                                                                                      {"U64", 64},
+                                                                                      {"U32", 32},
+                                                                                      {"U16", 16},
+                                                                                      {"U8", 8},
+                                                                                      {"BOOL", 8},
+                                                                                      {"F8_E4M3", 8},
+                                                                                      {"F8_E5M2", 8},
+                                                                                      {"F8_E8M0", 8}});
   for (const auto& [name, bits] : kBits) {
     if (name == dtype) return bits;
   }

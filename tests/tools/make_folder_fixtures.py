@@ -17,6 +17,7 @@ from make_quantized_fixtures import (VOCABULARY, Tensors, base_tensors, bfloat16
                                      tokenizer)
 
 SMALL = {"hidden": 64, "heads": 2, "head": 32, "kv_heads": 1, "ffn": 80, "tied": True}
+TINY = {"hidden": 32, "heads": 1, "head": 32, "kv_heads": 1, "ffn": 48, "tied": True}
 
 
 def bfloat16(value):
@@ -91,6 +92,103 @@ def bitsandbytes_config(kind, nested):
             "load_in_8bit": False, "quant_method": "bitsandbytes"}
 
 
+# --- compressed-tensors -----------------------------------------------------------------------------------------
+
+def signed_codes(bits):
+    return range(-(1 << bits - 1), 1 << bits - 1)
+
+
+def draw_signed(rng, outputs, inputs, spec):
+    """Signed codes and zeros, and the values they mean; scales are exact in 16 bits of either kind."""
+    bits, size = spec["bits"], spec["group"] or inputs
+    groups, levels = inputs // size, signed_codes(spec["bits"])
+    g_idx = [k // size for k in range(inputs)]
+    if spec.get("actorder"):
+        random.Random(inputs).shuffle(g_idx)  # modules with the same inputs have the same order
+    codes = [[rng.choice(levels) for _ in range(inputs)] for _ in range(outputs)]
+    zeros = [[rng.choice(levels) if spec.get("asymmetric") else 0 for _ in range(groups)] for _ in range(outputs)]
+    if spec.get("asymmetric"):
+        zeros[0][0], zeros[1][0] = levels[0], levels[-1]
+    scales = [[simple_scale(rng) * 2.0**(4 - bits) for _ in range(groups)] for _ in range(outputs)]
+    values = [[scales[n][g_idx[k]] * (codes[n][k] - zeros[n][g_idx[k]]) for k in range(inputs)] for n in range(outputs)]
+    return codes, zeros, scales, g_idx, values
+
+
+def packed_along_rows(zeros, bits):
+    """[outputs, groups] -> [ceil(outputs / per), groups]: `per` neighbouring outputs a word."""
+    columns = [list(column) for column in zip(*zeros)]
+    return [list(row) for row in zip(*bit_stream(columns, bits))]
+
+
+def pack_quantized(spec):
+    def write(rng, tensors, name, outputs, inputs):
+        codes, zeros, scales, g_idx, values = draw_signed(rng, outputs, inputs, spec)
+        bits, half = spec["bits"], 1 << spec["bits"] - 1
+        old = spec.get("of_2024", False)
+        weight = name + ".weight"
+        tensors.add_rows(weight + "_packed", "I32", bit_stream([[q + half for q in row] for row in codes], bits))
+        add_floats(tensors, weight + "_scale", "F16" if old else "BF16", [outputs, len(scales[0])], flat(scales))
+        tensors.add(weight + "_shape", "I32" if old else "I64", [2], [outputs, inputs])
+        if old:
+            tensors.add_rows(weight + "_zero_point", "I8", zeros)
+            tensors.add(weight + "_g_idx", "I32", [inputs], [0xffffffff] * inputs)
+        elif spec.get("asymmetric"):
+            words = packed_along_rows([[z + half for z in row] for row in zeros], bits)
+            tensors.add_rows(weight + "_zero_point", "I32", words)
+        if spec.get("actorder"):
+            tensors.add(weight + "_g_idx", "I32", [inputs], g_idx)
+        return values
+    return write
+
+
+def int_quantized(spec):
+    def write(rng, tensors, name, outputs, inputs):
+        codes, zeros, scales, _, values = draw_signed(rng, outputs, inputs, spec)
+        tensors.add_rows(name + ".weight", "I8", codes)
+        add_floats(tensors, name + ".weight_scale", "BF16", [outputs, 1], flat(scales))
+        tensors.add(name + ".input_scale", "F32", [1], [0.02])
+        return values
+    return write
+
+
+def compressed_config(layout, field="quantization_config", **weights):
+    group = {"input_activations": None, "output_activations": None, "targets": ["Linear"],
+             "weights": {"actorder": None, "block_structure": None, "dynamic": False, "group_size": None, "num_bits": 4,
+                         "observer": "minmax", "observer_kwargs": {}, "strategy": "group", "symmetric": True,
+                         "type": "int"} | weights}
+    return {field: {"config_groups": {"group_0": group}, "format": layout, "global_compression_ratio": 1.5,
+                    "ignore": ["lm_head", "model.layers.0.mlp.down_proj"], "kv_cache_scheme": None,
+                    "quant_method": "compressed-tensors", "quantization_status": "compressed"}}
+
+
+# --- FP8 --------------------------------------------------------------------------------------------------------
+
+def e4m3(code):
+    sign, exponent, mantissa = code >> 7, code >> 3 & 15, code & 7
+    size = mantissa * 2.0**-9 if exponent == 0 else (1 + mantissa / 8) * 2.0**(exponent - 7)
+    return -size if sign else size
+
+
+def fp8(scale_of, block=None):
+    """scale_of: "tensor", "scalar", "row", or "block" of `block` rows and columns."""
+    def write(rng, tensors, name, outputs, inputs):
+        rows, cols = {"row": (1, inputs), "block": block}.get(scale_of, (outputs, inputs))
+        codes = [[rng.choice([c for c in range(256) if c & 127 != 127]) for _ in range(inputs)] for _ in range(outputs)]
+        shape = [-(-outputs // rows), -(-inputs // cols)]
+        scales = [[float32(rng.uniform(1e-4, 1e-3)) for _ in range(shape[1])] for _ in range(shape[0])]
+        if scale_of == "row":
+            scales = [[bfloat16(value) for value in row] for row in scales]
+        tensors.add_rows(name + ".weight", "F8_E4M3", codes)
+        suffix = ".weight_scale_inv" if scale_of == "block" else ".weight_scale"
+        shape = {"tensor": [1], "scalar": []}.get(scale_of, shape)
+        add_floats(tensors, name + suffix, "BF16" if scale_of == "row" else "F32", shape, flat(scales))
+        if scale_of == "scalar":
+            tensors.add(name + ".input_scale", "F32", [], [0.02])
+        return [[float32(e4m3(codes[n][k]) * scales[n // rows][k // cols]) for k in range(inputs)]
+                for n in range(outputs)]
+    return write
+
+
 # --- models -----------------------------------------------------------------------------------------------------
 
 def plain(rng, tensors, name, outputs, inputs):
@@ -130,16 +228,69 @@ def write_models(root, shape, layout_of, models, embedding=None):
     write_folder(root / f"{next(iter(models))}_twin", twin, shape, {})
 
 
+def down_plain(module, layout):
+    return plain if module == "mlp.down_proj" else layout
+
+
+def every(module, layout):
+    return layout
+
+
 def write_bitsandbytes(root):
-    for name, kind, nested in [("bnb4_nf4_nested", "nf4", 16), ("bnb4_fp4", "fp4", 0)]:
-        write_models(root, SMALL, lambda module, v: plain if module == "mlp.down_proj" else v,
-                     {name: ({"quantization_config": bitsandbytes_config(kind, nested > 0)}, bitsandbytes(kind, nested))})
+    for name, shape, kind, nested in [("bnb4_nf4_nested", SMALL, "nf4", 16), ("bnb4_fp4", TINY, "fp4", 0)]:
+        settings = {"quantization_config": bitsandbytes_config(kind, nested > 0)}
+        write_models(root, shape, down_plain, {name: (settings, bitsandbytes(kind, nested))})
+
+
+def write_compressed(root):
+    def name_of(spec):
+        return {"group_size": spec["group"], "num_bits": spec["bits"], "symmetric": not spec.get("asymmetric", False),
+                "strategy": "group" if spec["group"] else "channel"}
+    symmetric = {"bits": 4, "group": 16}
+    write_models(root, TINY, every, {
+        "ct4_sym_g16": (compressed_config("pack-quantized", **name_of(symmetric)), pack_quantized(symmetric)),
+        "ct4_sym_g16_2024": (compressed_config("pack-quantized", "compression_config", **name_of(symmetric)),
+                             pack_quantized(symmetric | {"of_2024": True})),
+    })
+    asymmetric = {"bits": 4, "group": 16, "asymmetric": True, "actorder": True}
+    write_models(root, SMALL, every, {
+        "ct4_asym_g16_act": (compressed_config("pack-quantized", actorder="group", **name_of(asymmetric)),
+                             pack_quantized(asymmetric))})
+    unpacked = {"bits": 4, "group": 32, "asymmetric": True, "of_2024": True}
+    write_models(root, TINY | {"ffn": 64}, every, {
+        "ct4_asym_g32_2024": (compressed_config("pack-quantized", **name_of(unpacked)), pack_quantized(unpacked))})
+    channel = {"bits": 8, "group": 0}
+    write_models(root, TINY, down_plain, {
+        "ct8_sym_row": (compressed_config("pack-quantized", **name_of(channel)), pack_quantized(channel)),
+        "ct_int8": (compressed_config("int-quantized", **name_of(channel)), int_quantized(channel)),
+    })
+    eight = {"bits": 8, "group": 16, "asymmetric": True}
+    write_models(root, TINY, down_plain, {
+        "ct8_asym_g16": (compressed_config("pack-quantized", **name_of(eight)), pack_quantized(eight))})
+
+
+def write_fp8(root):
+    def fp8_config(**fields):
+        return {"quantization_config": {"quant_method": "fp8"} | fields}
+    static = fp8_config(activation_scheme="static", ignored_layers=["lm_head", "model.layers.0.mlp.down_proj"])
+    floats = {"num_bits": 8, "type": "float"}
+    write_models(root, TINY, down_plain, {
+        "fp8_tensor": (static, fp8("scalar")),
+        "ct_fp8_tensor": (compressed_config("float-quantized", strategy="tensor", **floats), fp8("tensor")),
+    })
+    write_models(root, TINY, down_plain, {
+        "ct_fp8_row": (compressed_config("float-quantized", strategy="channel", **floats), fp8("row"))})
+    write_models(root, TINY, every, {
+        "fp8_block": (fp8_config(activation_scheme="dynamic", fmt="e4m3", weight_block_size=[20, 24]),
+                      fp8("block", (20, 24)))})
 
 
 def main():
     here = pathlib.Path(__file__).resolve().parent.parent
     root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "fixtures" / "quantized"
     write_bitsandbytes(root)
+    write_compressed(root)
+    write_fp8(root)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,25 @@ void PrintTo(const Fixture& fixture, std::ostream* out) {
   *out << fixture.name;
 }
 
+Format of(int bits, int64_t group, OffsetForm offset, bool permuted = false) {
+  return QuantizedFormat{bits, group, ScaleForm::kF32, offset, permuted};
+}
+
 const std::vector<Fixture>& fixtures() {
   static const std::vector<Fixture> kFixtures{
       {"bnb4_nf4_nested", "bnb4_nf4_nested_twin", {}},
       {"bnb4_fp4", "bnb4_fp4_twin", {}},
+      {"ct4_sym_g16", "ct4_sym_g16_twin", of(4, 16, kNone)},
+      {"ct4_sym_g16_2024", "ct4_sym_g16_twin", of(4, 16, kNone)},
+      {"ct4_asym_g16_act", "ct4_asym_g16_act_twin", of(4, 16, kZero, true)},
+      {"ct4_asym_g32_2024", "ct4_asym_g32_2024_twin", of(4, 32, kZero)},
+      {"ct8_sym_row", "ct8_sym_row_twin", of(8, 0, kNone), {{"down_proj", {}}}},
+      {"ct_int8", "ct8_sym_row_twin", of(8, 0, kNone), {{"down_proj", {}}}},
+      {"ct8_asym_g16", "ct8_asym_g16_twin", of(8, 16, kZero), {{"down_proj", {}}}},
+      {"fp8_tensor", "fp8_tensor_twin", {}},
+      {"ct_fp8_tensor", "fp8_tensor_twin", {}},
+      {"ct_fp8_row", "ct_fp8_row_twin", {}},
+      {"fp8_block", "fp8_block_twin", {}},
   };
   return kFixtures;
 }
@@ -193,8 +208,8 @@ TEST(Bitsandbytes4, NamesTheTensor) {
       {"no weight", "bnb4_fp4", dropped(""), {kUp, "missing"}},
       {"no outer", "bnb4_nf4_nested", dropped(".nested_absmax"), {kUp + ".nested_absmax", "missing"}},
       {"no table", "bnb4_nf4_nested", dropped(".nested_quant_map"), {kUp + ".nested_quant_map", "missing"}},
-      {"shape", "bnb4_fp4", shape("", {1, 2560}), {file, kUp, "[2560, 1]"}},
-      {"blocks", "bnb4_fp4", shape(".absmax", {8, 10}), {file, kUp + ".absmax", "[80]"}},
+      {"shape", "bnb4_fp4", shape("", {1, 768}), {file, kUp, "[768, 1]"}},
+      {"blocks", "bnb4_fp4", shape(".absmax", {4, 6}), {file, kUp + ".absmax", "[24]"}},
       {"state's shape", "bnb4_nf4_nested", state("[80, 64]", "[64, 80]"), {file, "'shape'", "[80, 64]"}},
       {"block of 0", "bnb4_nf4_nested", state(": 64,", ": 0,"), {file, "'blocksize'", "from 1"}},
       {"other block", "bnb4_nf4_nested", state(": 64,", ": 128,"), {file, kUp + ".absmax", "[40]"}},
@@ -208,6 +223,82 @@ TEST(Bitsandbytes4, NamesTheTensor) {
        "bnb4_nf4_nested",
        element(".nested_quant_map", 255, kInfinity),
        {".nested_quant_map", "[255]"}},
+  });
+}
+
+std::function<void(const Copy&)> dtype(const std::string& suffix, const std::string& name) {
+  return edited(suffix, [=](File::Tensor& tensor) { tensor.dtype = name; });
+}
+
+TEST(CompressedTensors, NamesTheTensor) {
+  const std::string file = "model.safetensors";
+  const std::string packed = kUp + "_packed";
+  const std::string scale = kUp + "_scale";
+  const std::string zero = kUp + "_zero_point";
+  expect_errors({
+      {"no scale", "ct4_sym_g16", dropped("_scale"), {scale, "missing"}},
+      {"no codes", "ct4_sym_g16", dropped("_packed"), {kUp, "missing"}},
+      {"3 bits", "ct4_sym_g16", shape("_packed", {96, 2}), {file, packed, "[96, 2]", "[48, 4] for 4 bits"}},
+      {"codes' dtype", "ct4_sym_g16", dtype("_packed", "U32"), {file, packed, "U32", "I32"}},
+      {"shape", "ct4_sym_g16", element("_shape", 1, int64_t{64}), {file, kUp + "_shape", "[48, 64]"}},
+      {"shape's dtype", "ct4_sym_g16", dtype("_shape", "U64"), {file, kUp + "_shape", "U64; I64"}},
+      {"rows of scales", "ct4_sym_g16", shape("_scale", {2, 48}), {file, scale, "[48, 48]"}},
+      {"one scale", "ct4_sym_g16", shape("_scale", {96}), {file, scale, "[96]"}},
+      {"infinity",
+       "ct4_sym_g16",
+       element("_scale", 3, uint16_t{0x7f80}),
+       {file, scale, "infinite", "[1, 1]"}},
+      {"NaN", "ct_int8", element("_scale", 5, uint16_t{0xffff}), {file, scale, "NaN", "[5, 0]"}},
+      {"zeros' shape", "ct8_asym_g16", shape("_zero_point", {24, 1}), {file, zero, "[12, 2]"}},
+      {"zeros' dtype", "ct8_asym_g16", dtype("_zero_point", "U32"), {file, zero}},
+      {"no zeros", "ct8_asym_g16", dropped("_zero_point"), {zero, "missing"}},
+      {"int8's shape", "ct_int8", shape("", {32, 48}), {file, kUp, "[48, 32]"}},
+      {"order", "ct4_asym_g16_act", element("_g_idx", 2, 4), {file, kUp + "_g_idx", "holds 4 at [2]"}},
+      {"order's shape", "ct4_asym_g16_act", shape("_g_idx", {8, 8}), {file, kUp + "_g_idx", "[64]"}},
+  });
+}
+
+TEST(CompressedTensors, NamesTheField) {
+  const std::string file = "config.json";
+  const json::value sparse = {{"format", "sparse-24-bitmask"}};
+  const json::value transform = {{"config_groups", {{"u", nullptr}}}};
+  expect_errors({
+      {"layout", "ct8_sym_row", setting("format", "marlin-24"), {file, "format", "\"marlin-24\""}},
+      {"sparse", "ct8_sym_row", setting("sparsity_config", sparse), {file, "sparsity_config.format"}},
+      {"rotated", "ct8_sym_row", setting("transform_config", transform), {file, "transform_config"}},
+      {"groups", "ct8_sym_row", setting("config_groups", 1), {file, "config_groups", "an object"}},
+  });
+}
+
+// Zeros that symmetric modules of 2024 have beside them say nothing; others count.
+TEST(CompressedTensors, KeepsZerosOfSymmetricModules) {
+  const Copy copy("ct4_sym_g16_2024");
+  copy.edit([](File& file) { file.tensors.at(kUp + "_zero_point").set(0, int8_t{-1}); });
+  const auto model = open_folder(copy.weights().parent_path());
+  ASSERT_TRUE(model) << model.error().message;
+  const Shape up = quantized_matrices(model->config)[5];
+  const auto format = model->checkpoint->matrix_format(up.name, up.rows, up.cols);
+  ASSERT_TRUE(format) << format.error().message;
+  EXPECT_EQ(*format, of(4, 16, kZero));
+}
+
+TEST(Fp8, NamesTheTensor) {
+  const std::string file = "model.safetensors";
+  const std::string scale = kUp + "_scale";
+  const std::string blocks = kUp + "_scale_inv";
+  expect_errors({
+      {"no scale", "fp8_tensor", dropped("_scale"), {scale, "missing"}},
+      {"no blocks", "fp8_block", dropped("_scale_inv"), {scale, "missing"}},
+      {"blocks", "fp8_block", shape("_scale_inv", {2, 3}), {file, blocks, "[3, 2]"}},
+      {"block size", "fp8_block", setting("weight_block_size", {20, 20}), {file, ".weight_scale_inv"}},
+      {"no block", "fp8_block", setting("weight_block_size", {0, 20}), {"config.json", "weight_block_size"}},
+      {"rows", "ct_fp8_row", shape("_scale", {1, 48}), {file, scale, "[1, 48]"}},
+      {"shape", "fp8_tensor", shape("", {32, 48}), {file, kUp, "[48, 32]"}},
+      {"E5M2", "fp8_tensor", dtype("", "F8_E5M2"), {file, kUp, "F8_E5M2; F8_E4M3"}},
+      {"NaN", "fp8_tensor", element("", 37, uint8_t{0xff}), {file, kUp, "NaN in row 1"}},
+      {"NaN in blocks", "fp8_block", element("", 1535, uint8_t{0x7f}), {file, kUp, "NaN in row 47"}},
+      {"NaN scale", "fp8_tensor", element("_scale", 0, kNan), {file, scale, "NaN", "[0]"}},
+      {"infinity", "fp8_block", element("_scale_inv", 3, kInfinity), {file, blocks, "infinite", "[1, 1]"}},
   });
 }
 

@@ -17,7 +17,7 @@ namespace json = boost::json;
 
 class SharedCheckpoint : public testing::TestWithParam<const char*> {};
 
-INSTANTIATE_TEST_SUITE_P(Folders, SharedCheckpoint, testing::Values("bnb4_nf4_nested"),
+INSTANTIATE_TEST_SUITE_P(Folders, SharedCheckpoint, testing::Values("bnb4_nf4_nested", "ct_w4a16_g128"),
                          [](const auto& param) { return std::string(param.param); });
 
 TEST_P(SharedCheckpoint, HasTheExpectedLogits) {
