@@ -78,6 +78,17 @@ void copy_zeros(const QuantizedMatrix& target, const BlockRows& rows, const F& z
   }
 }
 
+// Sets minima of one level from minimum(group, source row), bits of fp16.
+template <class F>
+void copy_minima(const QuantizedMatrix& target, const BlockRows& rows, const F& minimum) {
+  for (int64_t group = 0; group < target.groups(); ++group) {
+    for (int64_t i = 0; i < rows.count; ++i) {
+      target.set_minimum_f16(rows.block * kBlockRows + rows.lane + i, group * target.format.group,
+                             minimum(group, rows.first + i));
+    }
+  }
+}
+
 // An infinite or NaN scale in an fp16 tensor [groups, source_rows] is an error.
 Status check_scales_f16(std::string_view name, const RawTensor& scales);
 // `target` must have the format that the source has; another one is the caller's bug.

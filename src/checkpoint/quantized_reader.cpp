@@ -87,10 +87,14 @@ ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view 
       JsonFields::parse(config_json, fmt::format("'{}'", (tensors.folder() / "config.json").string()));
   // What is no JSON object is reported by who reads the model's sizes from it.
   if (!config) return nullptr;
+  // MLX has a field of its own. Newer versions write it a second time, as settings without a method.
+  std::optional<JsonFields> mlx;
+  QWEN2_CHECK(config->optional("quantization", mlx));
   std::optional<JsonFields> settings;
   QWEN2_CHECK(config->optional("quantization_config", settings));
   // What compressed-tensors wrote in 2024.
   if (!settings) QWEN2_CHECK(config->optional("compression_config", settings));
+  if (mlx && (!settings || settings->value("quant_method") == nullptr)) return open_mlx_reader(tensors, *mlx);
   if (!settings) return nullptr;
   return open_method(tensors, *settings);
 }

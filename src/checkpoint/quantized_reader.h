@@ -46,6 +46,8 @@ ReaderResult open_gptq_reader(const TensorTable& tensors, const JsonFields& sett
 ReaderResult open_awq_reader(const TensorTable& tensors, const JsonFields& settings);
 ReaderResult open_compressed_reader(const TensorTable& tensors, const JsonFields& settings);
 ReaderResult open_fp8_reader(const TensorTable& tensors, const JsonFields& settings);
+// `settings` is "quantization" here.
+ReaderResult open_mlx_reader(const TensorTable& tensors, const JsonFields& settings);
 
 // The layouts of bitsandbytes need no settings.
 std::unique_ptr<QuantizedReader> bitsandbytes_8bit_reader(const TensorTable& tensors);

@@ -189,6 +189,27 @@ def fp8(scale_of, block=None):
     return write
 
 
+# --- MLX --------------------------------------------------------------------------------------------------------
+
+def mlx(bits, group, dtype, tiny_bias=False):
+    def write(rng, tensors, name, outputs, inputs):
+        codes = [[rng.randrange(1 << bits) for _ in range(inputs)] for _ in range(outputs)]
+        shape = [outputs, inputs // group]
+        step = 2.0**-bits
+        scales = [[bfloat16(rng.uniform(0.2, 1) * step) for _ in range(shape[1])] for _ in range(outputs)]
+        biases = [[bfloat16(rng.uniform(-0.3, -0.05)) for _ in range(shape[1])] for _ in range(outputs)]
+        biases[0][0] = 0.0
+        if tiny_bias:
+            biases[1][0] = 2.0**-30  # bf16 has it, fp16 does not
+        tensors.add_rows(name + ".weight", "U32", bit_stream(codes, bits))
+        add_floats(tensors, name + ".scales", dtype, shape, flat(scales))
+        add_floats(tensors, name + ".biases", dtype, shape, flat(biases))
+        # One rounding to float32: the product of a 16-bit scale and a code is exact there.
+        return [[float32(scales[n][k // group] * codes[n][k] + biases[n][k // group]) for k in range(inputs)]
+                for n in range(outputs)]
+    return write
+
+
 # --- models -----------------------------------------------------------------------------------------------------
 
 def plain(rng, tensors, name, outputs, inputs):
@@ -212,6 +233,8 @@ def write_models(root, shape, layout_of, models, embedding=None):
         first = next(iter(models))
         rng = random.Random(first)  # the same numbers for all
         base, own = base_tensors(rng, shape, False), Tensors()
+        if embedding:
+            del base.entries["model.embed_tokens.weight"]
         tensors = Tensors()
         tensors.entries.update(base.entries)
         own.entries.update(base.entries)
@@ -285,12 +308,32 @@ def write_fp8(root):
                       fp8("block", (20, 24)))})
 
 
+def write_mlx(root):
+    def four(module, _):
+        return {"mlp.down_proj": plain, "self_attn.v_proj": mlx(4, 32, "BF16", tiny_bias=True)}.get(module, mlx(4, 32, "BF16"))
+
+    def mixed(module, _):
+        return {"mlp.down_proj": mlx(6, 32, "F16"), "mlp.up_proj": mlx(5, 32, "F16"), "mlp.gate_proj": mlx(2, 32, "F16"),
+                "self_attn.o_proj": mlx(3, 64, "F16")}.get(module, mlx(8, 32, "F16"))
+
+    overrides = {"model.layers.0.mlp.down_proj": {"group_size": 32, "bits": 6},
+                 "model.layers.0.mlp.up_proj": {"group_size": 32, "bits": 5},
+                 "model.layers.0.mlp.gate_proj": {"group_size": 32, "bits": 2},
+                 "model.layers.0.self_attn.o_proj": {"group_size": 64, "bits": 3}}
+    settings = {"group_size": 32, "bits": 4, "mode": "affine", "model.layers.0.mlp.down_proj": False}
+    write_models(root, TINY | {"ffn": 64}, four, {
+        "mlx4_g32": ({"quantization": settings, "quantization_config": settings}, None)}, embedding=mlx(4, 32, "BF16"))
+    write_models(root, SMALL | {"ffn": 96}, mixed, {
+        "mlx_mixed": ({"quantization": {"group_size": 32, "bits": 8} | overrides}, None)}, embedding=mlx(8, 32, "F16"))
+
+
 def main():
     here = pathlib.Path(__file__).resolve().parent.parent
     root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "fixtures" / "quantized"
     write_bitsandbytes(root)
     write_compressed(root)
     write_fp8(root)
+    write_mlx(root)
 
 
 if __name__ == "__main__":

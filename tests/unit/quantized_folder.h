@@ -137,9 +137,10 @@ class Copy {
     change(file);
     file.write(weights());
   }
-  void set(const std::string& field, const json::value& value) const {
+  void set(const std::string& field, const json::value& value,
+           const std::string& settings = "quantization_config") const {
     json::value config = json::parse(*read_text_file(folder_ / "config.json"));
-    config.at("quantization_config").as_object()[field] = value;
+    config.at(settings).as_object()[field] = value;
     std::ofstream(folder_ / "config.json") << json::serialize(config);
   }
   // The error of loading every quantised matrix, empty when there is none.

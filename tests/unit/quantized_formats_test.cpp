@@ -2,6 +2,7 @@
 // weights in float32; both are written by tests/tools/make_folder_fixtures.py.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <optional>
@@ -48,6 +49,8 @@ const std::vector<Fixture>& fixtures() {
       {"ct_fp8_tensor", "fp8_tensor_twin", {}},
       {"ct_fp8_row", "ct_fp8_row_twin", {}},
       {"fp8_block", "fp8_block_twin", {}},
+      {"mlx4_g32", "mlx4_g32_twin", of(4, 32, kMinimum), {{"down_proj", {}}, {"v_proj", {}}}},
+      {"mlx_mixed", "mlx_mixed_twin", {}},
   };
   return kFixtures;
 }
@@ -107,6 +110,11 @@ TEST_P(FolderFormats, HasTheTwinsValues) {
   }
 }
 
+const WeightPart& part_of(const WeightMatrix& matrix, int64_t row) {
+  return *std::find_if(matrix.parts.rbegin(), matrix.parts.rend(),
+                       [&](const WeightPart& part) { return part.first_row <= row; });
+}
+
 // What is quantised keeps its values, the rest is rounded to bf16; also where rows share a matrix whose parts
 // end inside of a block of 64 rows.
 TEST_P(FolderFormats, LoadsAsItIsStored) {
@@ -122,7 +130,7 @@ TEST_P(FolderFormats, LoadsAsItIsStored) {
   for (size_t i = 0; i < shapes.size(); ++i) {
     SCOPED_TRACE(shapes[i].name);
     if (i > 0) first = matrices[i] == matrices[i - 1] ? first + shapes[i - 1].rows : 0;
-    const bool exact = matrices[i]->is_quantized();
+    const bool exact = part_of(*matrices[i], first).is_quantized;
     const std::vector<float> expected = twin(shapes[i].name);
     std::vector<float> row(static_cast<size_t>(shapes[i].cols));
     for (int64_t n = 0; n < shapes[i].rows; ++n) {
@@ -280,6 +288,47 @@ TEST(CompressedTensors, KeepsZerosOfSymmetricModules) {
   const auto format = model->checkpoint->matrix_format(up.name, up.rows, up.cols);
   ASSERT_TRUE(format) << format.error().message;
   EXPECT_EQ(*format, of(4, 16, kZero));
+}
+
+TEST(Mlx, KeepsTheEmbeddingIn4Bits) {
+  const auto model = open_folder(quantized_folder("mlx4_g32"));
+  ASSERT_TRUE(model) << model.error().message;
+  const File twin(quantized_folder("mlx4_g32_twin") / "model.safetensors");
+  const Shape table{std::string(kEmbeddingName), model->config.vocab_size, model->config.hidden_size};
+  const auto storage = load_one(*model->checkpoint, table);
+  ASSERT_TRUE(storage) << storage.error().message;
+  EXPECT_EQ(Format(storage->matrix().format), of(4, 32, kMinimum));
+  expect_rows(storage->matrix(), 0, table.rows, twin.tensors.at(table.name).bytes);
+}
+
+TEST(Mlx, NamesTheTensorAndTheField) {
+  const std::string file = "model.safetensors";
+  const std::string path = "model.layers.0.mlp.up_proj";
+  const auto edit = [&](const std::string& suffix,
+                        const std::function<void(File&, const std::string&)>& change) {
+    return [=](const Copy& copy) { copy.edit([&](File& f) { change(f, path + suffix); }); };
+  };
+  const auto drop = [&](const std::string& suffix) {
+    return edit(suffix, [](File& f, const std::string& name) { f.tensors.erase(name); });
+  };
+  const auto set = [&](const std::string& suffix, size_t index, uint16_t bits) {
+    return edit(suffix, [=](File& f, const std::string& name) { f.tensors.at(name).set(index, bits); });
+  };
+  const auto reshape = [&](const std::string& suffix, const std::vector<int64_t>& dimensions) {
+    return edit(suffix, [=](File& f, const std::string& name) { f.tensors.at(name).shape = dimensions; });
+  };
+  const auto mode = [](const Copy& copy) { copy.set("mode", "mxfp4", "quantization"); };
+  expect_errors({
+      {"no scales", "mlx4_g32", drop(".scales"), {path + ".scales", "missing"}},
+      {"no biases", "mlx_mixed", drop(".biases"), {path + ".biases", "missing"}},
+      {"7 bits", "mlx_mixed", reshape(".weight", {80, 12}), {file, path + ".weight", "[80, 12]"}},
+      {"scales", "mlx4_g32", reshape(".scales", {32, 2}), {file, path + ".scales", "[64, 2]"}},
+      {"biases", "mlx4_g32", reshape(".biases", {64}), {file, path + ".biases", "[64, 1]"}},
+      {"infinity", "mlx4_g32", set(".scales", 9, 0x7f80), {file, path + ".scales", "infinite", "[9, 0]"}},
+      {"NaN", "mlx4_g32", set(".biases", 63, 0x7fc0), {file, path + ".biases", "NaN", "[63, 0]"}},
+      {"fp16", "mlx_mixed", set(".biases", 3, 0x7c00), {file, path + ".biases", "infinite", "[1, 1]"}},
+      {"mode", "mlx4_g32", mode, {"config.json", "quantization.mode", "mxfp4", "convert"}},
+  });
 }
 
 TEST(Fp8, NamesTheTensor) {
