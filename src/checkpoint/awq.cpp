@@ -3,7 +3,7 @@
 // 5, 7:
 //   NAME.qweight I32 [in, out / 8]
 //   NAME.qzeros  I32 [groups, out / 8]
-//   NAME.scales  F16 [groups, out]
+//   NAME.scales  F16 or BF16 [groups, out]
 // and w = scale * (code - zero).
 #include "checkpoint/quantized_blocks.h"
 #include "checkpoint/quantized_reader.h"
@@ -20,7 +20,7 @@ unsigned nibble_shift(int64_t row) {
 struct Module {
   const RawTensor* qweight = nullptr;
   const RawTensor* qzeros = nullptr;
-  const RawTensor* scales = nullptr;
+  FloatTensor scales;
   QuantizedFormat format;
 };
 
@@ -42,10 +42,10 @@ class AwqReader final : public QuantizedReader {
               int64_t first_row) const override {
     QWEN2_TRY(const Module module, open(name, rows, target.cols));
     QWEN2_CHECK(check_format(name, target, module.format));
-    QWEN2_CHECK(check_scales_f16(std::string(name) + ".scales", *module.scales));
+    QWEN2_CHECK(check_finite(std::string(name) + ".scales", module.scales));
     const int64_t words = rows / 8;
     for_each_block(rows, first_row, [&](const BlockRows& part) {
-      copy_scales(target, part, *module.scales, rows);
+      copy_scales(target, part, module.scales, rows);
       copy_zeros(target, part, [&](int64_t group, int64_t row) {
         return static_cast<int>(module.qzeros->at<uint32_t>(group * words + row / 8) >> nibble_shift(row) &
                                 15);
@@ -61,7 +61,7 @@ class AwqReader final : public QuantizedReader {
         }
       });
     });
-    for (const RawTensor* tensor : {module.qweight, module.qzeros, module.scales}) tensor->release();
+    for (const RawTensor* tensor : {module.qweight, module.qzeros, &module.scales.raw()}) tensor->release();
     return {};
   }
 
@@ -69,34 +69,37 @@ class AwqReader final : public QuantizedReader {
   Result<Module> open(std::string_view name, int64_t rows, int64_t cols) const {
     const std::string prefix(name);
     Module module;
-    QWEN2_TRY(const int64_t group, columns_of_group(tensors_, name, group_, cols));
+    const int64_t groups = groups_of_scales(tensors_, prefix + ".scales", cols, group_);
+    QWEN2_TRY(const int64_t group, columns_of_groups(tensors_, name, groups, cols));
     if (rows % 8 != 0) {
       return fail(ErrorKind::kUnsupported, "'{}': module '{}' has {} rows; a multiple of 8 was expected",
                   tensors_.folder().string(), name, rows);
     }
     QWEN2_TRY(module.qweight, tensors_.get(prefix + ".qweight", "I32", {cols, rows / 8}));
-    QWEN2_TRY(module.qzeros, tensors_.get(prefix + ".qzeros", "I32", {cols / group, rows / 8}));
-    QWEN2_TRY(module.scales, tensors_.get(prefix + ".scales", "F16", {cols / group, rows}));
-    module.format = {.bits = 4, .group = group, .scale = ScaleForm::kF16, .offset = OffsetForm::kZero};
+    QWEN2_TRY(module.qzeros, tensors_.get(prefix + ".qzeros", "I32", {groups, rows / 8}));
+    QWEN2_TRY(module.scales, tensors_.get_floats(prefix + ".scales", {groups, rows}));
+    module.format = {
+        .bits = 4, .group = group, .scale = scale_form(module.scales), .offset = OffsetForm::kZero};
     return module;
   }
 
   const TensorTable& tensors_;
-  int64_t group_;  // -1: whole rows
+  int64_t group_;  // what modules are expected to have; -1: whole rows
 };
 
 }  // namespace
 
 ReaderResult open_awq_reader(const TensorTable& tensors, const JsonFields& settings) {
-  int64_t bits = 0;
+  int64_t bits = 4;
+  int64_t group = 128;
   std::string version = "gemm";
   bool zero_point = true;
-  QWEN2_CHECK(settings.required("bits", bits));
+  QWEN2_CHECK(settings.optional("bits", bits));
   if (bits != 4) {
     return settings.error("bits", fmt::format("is {}; 4 was expected for \"awq\"", bits),
                           ErrorKind::kUnsupported);
   }
-  QWEN2_TRY(const int64_t group, group_size(settings));
+  QWEN2_CHECK(read_group_size(settings, group));
   QWEN2_CHECK(settings.optional("version", version));
   if (version != "gemm" && version != "GEMM") {
     return settings.error("version", fmt::format("is \"{}\"; \"gemm\" was expected", version.substr(0, 64)),

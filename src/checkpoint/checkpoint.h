@@ -54,7 +54,8 @@ Status read_expanded(const Checkpoint& checkpoint, std::string_view name, int64_
 // A bias of a layer that has none in Qwen2 is an error where it is not zero: it would be left out.
 Status check_biases(const Checkpoint& checkpoint, const ModelSizes& sizes);
 
-// A folder with config.json and model.safetensors, or shards with model.safetensors.index.json.
+// A folder with config.json and model.safetensors, shards with model.safetensors.index.json, or the same under
+// other names.
 Result<std::unique_ptr<Checkpoint>> open_hf_folder(const std::filesystem::path& folder);
 
 // A GGUF file of a Qwen2 model, or any shard of a split one, in F32, F16, BF16, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1,

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <boost/json.hpp>
 #include <map>
 
@@ -24,12 +25,7 @@ class HfFolder final : public Checkpoint {
       QWEN2_TRY(generation_config_, read_text_file(folder_ / "generation_config.json", size_t{1} << 20));
     }
     QWEN2_TRY(quantized_, open_quantized_reader(tensors_, config_));
-    const fs::path single = folder_ / "model.safetensors";
-    const fs::path index = folder_ / "model.safetensors.index.json";
-    if (fs::exists(single)) return add_file(single.filename().string(), nullptr);
-    if (fs::exists(index)) return add_shards(index);
-    return fail(ErrorKind::kNotFound, "'{}' has neither model.safetensors nor model.safetensors.index.json",
-                folder_.string());
+    return add_weights();
   }
 
   std::string config_json() const override { return config_; }
@@ -79,6 +75,42 @@ class HfFolder final : public Checkpoint {
     return quantized_->has(module) ? std::optional(module) : std::nullopt;
   }
 
+  // Names of files in the folder that end in `suffix`, in order.
+  std::vector<std::string> files_named(std::string_view suffix) const {
+    std::vector<std::string> names;
+    std::error_code code;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder_, code)) {
+      const std::string name = entry.path().filename().string();
+      if (name.ends_with(suffix) && entry.is_regular_file(code)) names.push_back(name);
+    }
+    std::ranges::sort(names);
+    return names;
+  }
+
+  // model.safetensors, or an index with its shards, or whatever files there are: writers have names of their own.
+  Status add_weights() {
+    static constexpr std::string_view kSingle = "model.safetensors";
+    static constexpr std::string_view kIndex = "model.safetensors.index.json";
+    if (fs::exists(folder_ / kSingle)) return add_file(std::string(kSingle), nullptr);
+    if (fs::exists(folder_ / kIndex)) return add_shards(folder_ / kIndex);
+    const std::vector<std::string> indices = files_named(".safetensors.index.json");
+    if (indices.size() == 1) return add_shards(folder_ / indices[0]);
+    if (indices.size() > 1) {
+      return fail(ErrorKind::kUnsupported, "'{}' has several indices: {}; one was expected", folder_.string(),
+                  fmt::join(indices, ", "));
+    }
+    const std::vector<std::string> files = files_named(".safetensors");
+    if (files.empty()) {
+      return fail(
+          ErrorKind::kNotFound,
+          "'{}' has neither model.safetensors nor model.safetensors.index.json nor another .safetensors "
+          "file",
+          folder_.string());
+    }
+    for (const std::string& file : files) QWEN2_CHECK(add_file(file, nullptr));
+    return {};
+  }
+
   // Adds the tensors of one file; with `wanted`, only those that the index assigns to it.
   Status add_file(const std::string& name, const std::vector<std::string>* wanted) {
     const fs::path path = folder_ / name;
@@ -89,7 +121,14 @@ class HfFolder final : public Checkpoint {
     if (!header) return within(fmt::format("'{}'", path.string()), header.error());
     const auto data = file.bytes().subspan(header->data_start);
     if (wanted == nullptr) {
-      for (const auto& [tensor, entry] : header->tensors) add_tensor(path, tensor, entry, data, file);
+      for (const auto& [tensor, entry] : header->tensors) {
+        if (const RawTensor* other = tensors_.find(tensor)) {
+          return fail(ErrorKind::kFormat,
+                      "'{}': tensor '{}' is in '{}' too, and no index says which one counts", path.string(),
+                      tensor, other->path);
+        }
+        add_tensor(path, tensor, entry, data, file);
+      }
       return {};
     }
     for (const std::string& tensor : *wanted) {

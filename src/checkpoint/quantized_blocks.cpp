@@ -34,28 +34,24 @@ void store_codes(const QuantizedMatrix& target, const BlockRows& rows, int64_t c
   }
 }
 
-void copy_scales(const QuantizedMatrix& target, const BlockRows& rows, const RawTensor& scales,
+ScaleForm scale_form(const FloatTensor& scales) {
+  return scales.type() == DType::kF16 ? ScaleForm::kF16 : ScaleForm::kF32;
+}
+
+void copy_scales(const QuantizedMatrix& target, const BlockRows& rows, const FloatTensor& scales,
                  int64_t source_rows) {
+  if (target.format.scale == ScaleForm::kF32) {
+    copy_float_scales(target, rows,
+                      [&](int64_t group, int64_t row) { return scales.at(group * source_rows + row); });
+    return;
+  }
   for (int64_t group = 0; group < target.groups(); ++group) {
     const size_t place = target.table_index(rows.block * kBlockRows + rows.lane, group * target.format.group,
                                             target.format.group);
     const auto source = static_cast<size_t>(group * source_rows + rows.first);
-    std::memcpy(target.scales + place * 2, scales.bytes.data() + source * 2,
+    std::memcpy(target.scales + place * 2, scales.raw().bytes.data() + source * 2,
                 static_cast<size_t>(rows.count) * 2);
   }
-}
-
-Status check_scales_f16(std::string_view name, const RawTensor& scales) {
-  constexpr uint16_t kExponent = 0x7c00;  // all ones: infinite or NaN
-  const auto count = static_cast<int64_t>(scales.bytes.size() / 2);
-  for (int64_t i = 0; i < count; ++i) {
-    if ((scales.at<uint16_t>(i) & kExponent) == kExponent) {
-      return fail(ErrorKind::kFormat,
-                  "'{}': tensor '{}' holds an infinite or NaN scale at [{}, {}]; finite ones were expected",
-                  scales.path, name, i / scales.shape[1], i % scales.shape[1]);
-    }
-  }
-  return {};
 }
 
 Status check_format(std::string_view module, const QuantizedMatrix& target, const QuantizedFormat& format) {

@@ -52,10 +52,6 @@ void copy_codes(const QuantizedMatrix& target, const BlockRows& rows, const F& f
   }
 }
 
-// Copies scales of fp16, stored [groups, source_rows].
-void copy_scales(const QuantizedMatrix& target, const BlockRows& rows, const RawTensor& scales,
-                 int64_t source_rows);
-
 // Sets scales of the form kF32 from scale(group, source row).
 template <class F>
 void copy_float_scales(const QuantizedMatrix& target, const BlockRows& rows, const F& scale) {
@@ -66,6 +62,12 @@ void copy_float_scales(const QuantizedMatrix& target, const BlockRows& rows, con
     }
   }
 }
+
+// fp16 where a tensor is, float for others.
+ScaleForm scale_form(const FloatTensor& scales);
+// Copies scales, stored [groups, source_rows], in the form that they have.
+void copy_scales(const QuantizedMatrix& target, const BlockRows& rows, const FloatTensor& scales,
+                 int64_t source_rows);
 
 // Sets the zeros from zero(group, source row).
 template <class F>
@@ -89,8 +91,6 @@ void copy_minima(const QuantizedMatrix& target, const BlockRows& rows, const F& 
   }
 }
 
-// An infinite or NaN scale in an fp16 tensor [groups, source_rows] is an error.
-Status check_scales_f16(std::string_view name, const RawTensor& scales);
 // `target` must have the format that the source has; another one is the caller's bug.
 Status check_format(std::string_view module, const QuantizedMatrix& target, const QuantizedFormat& format);
 

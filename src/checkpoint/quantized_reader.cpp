@@ -34,25 +34,47 @@ class ReaderList final : public QuantizedReader {
   std::vector<std::unique_ptr<QuantizedReader>> readers_;
 };
 
-std::unique_ptr<QuantizedReader> open_bitsandbytes_reader(const TensorTable& tensors) {
+ReaderResult open_bitsandbytes_reader(const TensorTable& tensors, const JsonFields& /*settings*/) {
   std::vector<std::unique_ptr<QuantizedReader>> readers;
   readers.push_back(bitsandbytes_8bit_reader(tensors));
   readers.push_back(bitsandbytes_4bit_reader(tensors));
   return first_of(std::move(readers));
 }
 
-ReaderResult open_method(const TensorTable& tensors, const JsonFields& settings) {
-  std::string method;
-  QWEN2_CHECK(settings.required("quant_method", method));
-  if (method == "gptq") return open_gptq_reader(tensors, settings);
-  if (method == "awq") return open_awq_reader(tensors, settings);
-  if (method == "bitsandbytes") return open_bitsandbytes_reader(tensors);
-  if (method == "compressed-tensors") return open_compressed_reader(tensors, settings);
-  if (method == "fp8") return open_fp8_reader(tensors, settings);
+using Open = ReaderResult (*)(const TensorTable&, const JsonFields&);
+struct Method {
+  std::string_view name;
+  Open open;
+};
+constexpr auto kMethods = std::to_array<Method>({{"gptq", open_gptq_reader},
+                                                 {"awq", open_awq_reader},
+                                                 {"auto-round", open_auto_round_reader},
+                                                 {"intel/auto-round", open_auto_round_reader},
+                                                 {"bitsandbytes", open_bitsandbytes_reader},
+                                                 {"compressed-tensors", open_compressed_reader},
+                                                 {"fp8", open_fp8_reader}});
+
+ReaderResult open_method(const TensorTable& tensors, const JsonFields& settings, const std::string& method) {
+  for (const Method& known : kMethods) {
+    if (known.name == method) return known.open(tensors, settings);
+  }
   return settings.error(
       "quant_method",
-      fmt::format("is \"{}\"; \"gptq\", \"awq\" or \"bitsandbytes\" was expected", method.substr(0, 64)),
+      fmt::format("is \"{}\"; \"gptq\", \"awq\", \"auto-round\", \"bitsandbytes\", "
+                  "\"compressed-tensors\" or \"fp8\" was expected: take the model in one of these, "
+                  "as GGUF, or in 16 bits, which --precision rounds",
+                  method.substr(0, 64)),
       ErrorKind::kUnsupported);
+}
+
+// The settings of GPTQ files from before config.json had them.
+ReaderResult open_by_own_file(const TensorTable& tensors) {
+  const std::filesystem::path file = tensors.folder() / "quantize_config.json";
+  if (!std::filesystem::exists(file)) return nullptr;
+  QWEN2_TRY(const JsonFields settings, JsonFields::read(file, size_t{1} << 20));
+  std::string method = "gptq";
+  QWEN2_CHECK(settings.optional("quant_method", method));
+  return open_method(tensors, settings, method);
 }
 
 }  // namespace
@@ -71,15 +93,21 @@ std::unique_ptr<QuantizedReader> first_of(std::vector<std::unique_ptr<QuantizedR
   return std::make_unique<ReaderList>(std::move(readers));
 }
 
-Result<int64_t> group_size(const JsonFields& settings) {
-  static constexpr std::array<int64_t, 5> kSizes{-1, 16, 32, 64, 128};
-  int64_t size = 0;
-  QWEN2_CHECK(settings.required("group_size", size));
+Status read_group_size(const JsonFields& settings, int64_t& size) {
+  static constexpr std::array<int64_t, 8> kSizes{-1, 16, 32, 64, 128, 256, 512, 1024};
+  QWEN2_CHECK(settings.optional("group_size", size));
   if (std::ranges::find(kSizes, size) == kSizes.end()) {
-    return settings.error("group_size", fmt::format("is {}; 16, 32, 64, 128 or -1 was expected", size),
+    return settings.error("group_size",
+                          fmt::format("is {}; 16, 32, 64, 128, 256, 512, 1024 or -1 was expected", size),
                           ErrorKind::kUnsupported);
   }
-  return size;
+  return {};
+}
+
+int64_t groups_of_scales(const TensorTable& tensors, const std::string& scales, int64_t cols, int64_t group) {
+  const RawTensor* tensor = tensors.find(scales);
+  if (tensor != nullptr && tensor->shape.size() == 2) return tensor->shape[0];
+  return group == -1 || cols % group != 0 ? 1 : cols / group;
 }
 
 ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view config_json) {
@@ -95,8 +123,10 @@ ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view 
   // What compressed-tensors wrote in 2024.
   if (!settings) QWEN2_CHECK(config->optional("compression_config", settings));
   if (mlx && (!settings || settings->value("quant_method") == nullptr)) return open_mlx_reader(tensors, *mlx);
-  if (!settings) return nullptr;
-  return open_method(tensors, *settings);
+  if (!settings) return open_by_own_file(tensors);
+  std::string method;
+  QWEN2_CHECK(settings->required("quant_method", method));
+  return open_method(tensors, *settings, method);
 }
 
 Result<int64_t> columns_of_group(const TensorTable& tensors, std::string_view module, int64_t group,

@@ -41,13 +41,22 @@ class QuantizedReader {
 using ReaderResult = Result<std::unique_ptr<QuantizedReader>>;
 
 // Each keeps a reference to `tensors`. `settings` is "quantization_config"; absent fields have the defaults of
-// the programs that write them.
+// the programs that write them. Bits and groups of a module are those of its tensors.
 ReaderResult open_gptq_reader(const TensorTable& tensors, const JsonFields& settings);
+ReaderResult open_auto_round_reader(const TensorTable& tensors, const JsonFields& settings);
 ReaderResult open_awq_reader(const TensorTable& tensors, const JsonFields& settings);
 ReaderResult open_compressed_reader(const TensorTable& tensors, const JsonFields& settings);
 ReaderResult open_fp8_reader(const TensorTable& tensors, const JsonFields& settings);
 // `settings` is "quantization" here.
 ReaderResult open_mlx_reader(const TensorTable& tensors, const JsonFields& settings);
+
+// How "qzeros" of GPTQ's layout hold a zero.
+enum class GptqZeros : uint8_t {
+  kLessOne,
+  kItself,
+  kShown,  // itself, but less one where all of a symmetric module are in the middle that way
+};
+ReaderResult open_gptq_reader(const TensorTable& tensors, const JsonFields& settings, GptqZeros zeros);
 
 // The layouts of bitsandbytes need no settings.
 std::unique_ptr<QuantizedReader> bitsandbytes_8bit_reader(const TensorTable& tensors);
@@ -65,11 +74,15 @@ Status read_fp8_block(const JsonFields& settings, std::string_view field, Fp8Blo
 // The first of `readers` that has a module reads it.
 std::unique_ptr<QuantizedReader> first_of(std::vector<std::unique_ptr<QuantizedReader>> readers);
 
-// The reader that `config_json` asks for; null when it has no "quantization_config".
+// The reader that `config_json` asks for, or the folder's quantize_config.json; null where neither does.
 ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view config_json);
 
-// "group_size" of the settings: columns of a group, or -1 for whole rows.
-Result<int64_t> group_size(const JsonFields& settings);
+// "group_size" where the settings have it: columns of a group, or -1 for whole rows.
+Status read_group_size(const JsonFields& settings, int64_t& size);
+
+// The groups of a row: as many as the scales [groups, out] have, whatever the settings say. Of a tensor that is
+// missing or has another form, what `group` gives, for the message.
+int64_t groups_of_scales(const TensorTable& tensors, const std::string& scales, int64_t cols, int64_t group);
 
 // A group of -1 is the whole row. Groups that do not divide `cols` are an error, and so are columns that are
 // no multiple of 8, as QuantizedMatrix requires.

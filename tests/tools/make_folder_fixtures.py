@@ -210,6 +210,24 @@ def mlx(bits, group, dtype, tiny_bias=False):
     return write
 
 
+# --- GPTQ -------------------------------------------------------------------------------------------------------
+
+def gptq(bits, group):
+    """AutoGPTQ's layout with bf16 scales."""
+    def write(rng, tensors, name, outputs, inputs):
+        levels, groups = 1 << bits, inputs // group
+        codes = [[rng.randrange(levels) for _ in range(inputs)] for _ in range(outputs)]
+        zeros = [[rng.randint(1, levels - 1) for _ in range(outputs)] for _ in range(groups)]
+        scales = [[bfloat16(rng.uniform(0.1, 0.3) / levels) for _ in range(outputs)] for _ in range(groups)]
+        by_input = bit_stream(codes, bits)  # [outputs, inputs / per]
+        tensors.add_rows(name + ".qweight", "I32", [list(column) for column in zip(*by_input)])
+        tensors.add_rows(name + ".qzeros", "I32", bit_stream([[zero - 1 for zero in row] for row in zeros], bits))
+        add_floats(tensors, name + ".scales", "BF16", [groups, outputs], flat(scales))
+        return [[scales[k // group][n] * (codes[n][k] - zeros[k // group][n]) for k in range(inputs)]
+                for n in range(outputs)]
+    return write
+
+
 # --- models -----------------------------------------------------------------------------------------------------
 
 def plain(rng, tensors, name, outputs, inputs):
@@ -218,9 +236,9 @@ def plain(rng, tensors, name, outputs, inputs):
     return values
 
 
-def write_folder(folder, tensors, shape, settings, file_name="model.safetensors"):
+def write_folder(folder, tensors, shape, settings):
     folder.mkdir(parents=True, exist_ok=True)
-    tensors.write(folder / file_name)
+    tensors.write(folder / "model.safetensors")
     fields = json.loads(config(shape, None)) | settings
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     (folder / "tokenizer.json").write_text(tokenizer())
@@ -327,6 +345,19 @@ def write_mlx(root):
         "mlx_mixed": ({"quantization": {"group_size": 32, "bits": 8} | overrides}, None)}, embedding=mlx(8, 32, "F16"))
 
 
+def write_gptq(root):
+    def by_module(module, _):
+        return {"mlp.down_proj": gptq(8, 256), "self_attn.v_proj": plain}.get(module, gptq(4, 16))
+
+    settings = {"bits": 4, "group_size": 16, "desc_act": False, "sym": False, "lm_head": False,
+                "dynamic": {"+:.*down_proj": {"bits": 8, "group_size": 256}, "-:.*v_proj": {}}}
+    name = "gptq_dynamic"
+    write_models(root, TINY | {"ffn": 256}, by_module, {name: ({}, None)})
+    # The names of AutoGPTQ: settings in a file of their own, weights called by bits and group.
+    (root / name / "model.safetensors").rename(root / name / "gptq_model-4bit-16g.safetensors")
+    (root / name / "quantize_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def main():
     here = pathlib.Path(__file__).resolve().parent.parent
     root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else here / "fixtures" / "quantized"
@@ -334,6 +365,7 @@ def main():
     write_compressed(root)
     write_fp8(root)
     write_mlx(root)
+    write_gptq(root)
 
 
 if __name__ == "__main__":

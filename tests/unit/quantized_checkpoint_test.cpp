@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <limits>
+#include <tuple>
 
 #include "model/weights.h"
 #include "quantized_folder.h"
@@ -139,12 +140,13 @@ TEST(QuantizedDamage, NamesTheFieldOfTheConfiguration) {
   const std::string file = "config.json";
   expect_errors({
       {"method", "awq_g64", setting("quant_method", "hqq"), {file, "quant_method", "\"hqq\"", "\"awq\""}},
+      {"exl2", "awq_g64", setting("quant_method", "exl2"), {file, "\"exl2\"", "as GGUF, or in 16 bits"}},
       {"no method", "awq_g64", setting("quant_method", nullptr), {file, "quant_method", "a string"}},
-      {"3 bits", "gptq4_sym_g128", setting("bits", 3), {file, "bits", "is 3; 4 or 8"}},
+      {"3 bits", "gptq4_sym_g128", setting("bits", 3), {file, "bits", "is 3; 4 or 8", "GGUF"}},
       {"bits as text", "gptq4_sym_g128", setting("bits", "4"), {file, "bits", "an integer"}},
       {"group 7", "gptq4_sym_g128", setting("group_size", 7), {file, "group_size", "is 7; 16, 32"}},
       {"group 0", "gptq4_sym_g128", setting("group_size", 0), {file, "group_size", "is 0; 16, 32"}},
-      {"no group", "awq_g64", setting("group_size", nullptr), {file, "group_size", "an integer"}},
+      {"group as text", "awq_g64", setting("group_size", "64"), {file, "group_size", "an integer"}},
       {"sym", "gptq4_sym_g128", setting("sym", 1), {file, "sym", "true or false"}},
       {"layout",
        "gptq4_sym_g128",
@@ -179,8 +181,8 @@ TEST(QuantizedDamage, NamesTheTensorOfGptq) {
        {file, kModule + ".qzeros", "F32; I32"}},
       {"scales' dtype",
        "gptq4_sym_g128",
-       with_dtype(".scales", "BF16"),
-       {file, kModule + ".scales", "BF16; F16"}},
+       with_dtype(".scales", "I16"),
+       {file, kModule + ".scales", "I16; BF16, F16 or F32"}},
       {"shape",
        "gptq4_sym_g128",
        with_shape(".qweight", {128, 16}),
@@ -193,9 +195,22 @@ TEST(QuantizedDamage, NamesTheTensorOfGptq) {
        "gptq4_sym_g128",
        with_shape(".scales", {128}),
        {file, kModule + ".scales", "[1, 128]"}},
-      {"other bits", "gptq4_sym_g128", setting("bits", 8), {file, ".qweight", "shape"}},
-      {"other group", "gptq4_sym_g128", setting("group_size", 32), {file, ".qzeros", "shape"}},
-      {"group and columns", "gptq8_asym_row", setting("group_size", 128), {"64 columns", "128"}},
+      {"3 bits",
+       "gptq4_sym_g128",
+       changed(".qweight",
+               [](File::Tensor& t) {
+                 t.shape = {12, 128};
+                 t.bytes.resize(size_t{12} * 128 * 4);
+               }),
+       {file, kModule + ".qweight", "codes of 3 bits; 4 or 8"}},
+      {"groups and columns",
+       "gptq8_asym_row",
+       changed(".scales",
+               [](File::Tensor& t) {
+                 t.shape = {3, 64};
+                 t.bytes.resize(size_t{3} * 64 * 2);
+               }),
+       {kModule, "80 columns and 3 groups"}},
       {"g_idx too large",
        "gptq4_asym_g32_act",
        with_element(".g_idx", 5, 3),
@@ -241,6 +256,22 @@ TEST(QuantizedDamage, NamesTheTensorOfAwqAndBitsandbytes) {
       {"infinity", "bnb8", with_element(".SCB", 3, infinity), {file, kModule + ".SCB", "infinite", "[3]"}},
       {"layout", "bnb8", with_element(".weight_format", 0, uint8_t{2}), {file, "weight_format", "rows"}},
   });
+}
+
+// Settings say nothing that shapes do not.
+TEST(QuantizedFolders, LoadByTheirShapes) {
+  for (const auto& [fixture, field, value] : std::vector<std::tuple<const char*, const char*, json::value>>{
+           {"gptq4_sym_g128", "bits", 8},
+           {"gptq4_sym_g128", "bits", nullptr},
+           {"gptq4_sym_g128", "group_size", 32},
+           {"gptq8_asym_row", "group_size", 128},
+           {"gptq8_asym_row", "group_size", nullptr},
+           {"awq_g64", "group_size", 256},
+           {"awq_g64", "bits", nullptr}}) {
+    const Copy copy(fixture);
+    copy.set(field, value);
+    EXPECT_EQ(copy.error(), "") << fixture << ", " << field;
+  }
 }
 
 TEST(QuantizedDamage, RefusesToStackOtherOrders) {

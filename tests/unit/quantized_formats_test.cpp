@@ -51,6 +51,10 @@ const std::vector<Fixture>& fixtures() {
       {"fp8_block", "fp8_block_twin", {}},
       {"mlx4_g32", "mlx4_g32_twin", of(4, 32, kMinimum), {{"down_proj", {}}, {"v_proj", {}}}},
       {"mlx_mixed", "mlx_mixed_twin", {}},
+      {"gptq_dynamic",
+       "gptq_dynamic_twin",
+       of(4, 16, kZero),
+       {{"down_proj", of(8, 256, kZero)}, {"v_proj", {}}}},
   };
   return kFixtures;
 }
@@ -349,6 +353,120 @@ TEST(Fp8, NamesTheTensor) {
       {"NaN scale", "fp8_tensor", element("_scale", 0, kNan), {file, scale, "NaN", "[0]"}},
       {"infinity", "fp8_block", element("_scale_inv", 3, kInfinity), {file, blocks, "infinite", "[1, 1]"}},
   });
+}
+
+// The values of every matrix of `folder` are those of `twin`.
+void expect_twin(const fs::path& folder, const std::string& twin) {
+  const auto model = open_folder(folder);
+  ASSERT_TRUE(model) << model.error().message;
+  const File expected(quantized_folder(twin) / "model.safetensors");
+  for (const Shape& shape : quantized_matrices(model->config)) {
+    const auto values = expanded(*model->checkpoint, shape);
+    ASSERT_TRUE(values) << values.error().message;
+    EXPECT_EQ(*values, floats_of(expected.tensors.at(shape.name))) << shape.name;
+  }
+}
+
+TEST(AutoRound, PacksAsItsSettingsSay) {
+  struct Case {
+    const char* fixture;
+    const char* twin;
+    const char* field;
+    const char* packing;
+    bool sym;
+  };
+  for (const Case& c : std::vector<Case>{
+           {"awq_g64", "awq_g64_twin", "packing_format", "auto_round:auto_awq", false},
+           {"awq_g128", "gptq4_sym_g128_twin", "packing_format", "auto_round:awq", true},
+           {"gptq4_v2_asym_g64", "awq_g64_twin", "packing_format", "auto_round", false},
+           {"gptq4_v2_asym_g64", "awq_g64_twin", "packing_format", "auto_round:gptqmodel", false},
+           {"gptq4_v2_asym_g64", "awq_g64_twin", "model_seqlen", "", false},
+           {"gptq8_asym_row", "gptq8_asym_row_twin", "packing_format", "auto_round:auto_gptq", false},
+           {"gptq4_sym_g128", "gptq4_sym_g128_twin", "packing_format", "auto_round:auto_gptq", true},
+           {"gptq4_sym_g128", "gptq4_sym_g128_twin", "packing_format", "auto_round", true},
+           {"gptq8_sym_g64", "gptq8_sym_g64_twin", "backend", "auto_round:exllamav2", true},
+       }) {
+    for (const char* method : {"auto-round", "intel/auto-round"}) {
+      SCOPED_TRACE(std::string(c.fixture) + " as " + c.packing);
+      const Copy copy(c.fixture);
+      copy.set("quant_method", method);
+      copy.set("checkpoint_format", nullptr);
+      copy.set("version", nullptr);
+      copy.set("sym", c.sym);
+      copy.set(c.field, c.packing);
+      expect_twin(copy.weights().parent_path(), c.twin);
+    }
+  }
+}
+
+TEST(AutoRound, RefusesAnUnknownPacking) {
+  const Copy copy("gptq4_v2_asym_g64");
+  copy.set("quant_method", "auto-round");
+  copy.set("packing_format", "auto_round:marlin");
+  const std::string error = copy.error();
+  EXPECT_NE(error.find("'quantization_config.packing_format' is \"auto_round:marlin\""), std::string::npos)
+      << error;
+}
+
+// Moves the tensors of `copy` into two files of these names, by turns.
+void split(const Copy& copy, const std::string& first, const std::string& second) {
+  File one(copy.weights());
+  File other = one;
+  bool to_first = true;
+  for (const auto& [name, tensor] : File(one).tensors) {
+    (to_first ? other : one).tensors.erase(name);
+    to_first = !to_first;
+  }
+  fs::remove(copy.weights());
+  one.write(copy.weights().parent_path() / first);
+  other.write(copy.weights().parent_path() / second);
+}
+
+TEST(FolderFiles, LoadUnderAnyName) {
+  const Copy copy("ct4_sym_g16");
+  fs::rename(copy.weights(), copy.weights().parent_path() / "my-model-W4A16.safetensors");
+  expect_twin(copy.weights().parent_path(), "ct4_sym_g16_twin");
+}
+
+TEST(FolderFiles, LoadTogetherWithoutAnIndex) {
+  const Copy copy("ct4_sym_g16");
+  split(copy, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
+  expect_twin(copy.weights().parent_path(), "ct4_sym_g16_twin");
+}
+
+TEST(FolderFiles, NameATensorThatTwoHave) {
+  const Copy copy("ct4_sym_g16");
+  const fs::path folder = copy.weights().parent_path();
+  fs::copy_file(copy.weights(), folder / "a.safetensors");
+  fs::rename(copy.weights(), folder / "b.safetensors");
+  const std::string error = copy.error();
+  for (const char* part : {"a.safetensors", "b.safetensors", "model.embed_tokens.weight", "no index"})
+    EXPECT_NE(error.find(part), std::string::npos) << error;
+}
+
+TEST(FolderFiles, LoadByAnIndexOfAnyName) {
+  const Copy copy("ct4_sym_g16");
+  const fs::path folder = copy.weights().parent_path();
+  split(copy, "x-1.safetensors", "x-2.safetensors");
+  fs::copy_file(folder / "x-1.safetensors", folder / "unused.safetensors");
+  json::object map;
+  for (const char* file : {"x-1.safetensors", "x-2.safetensors"}) {
+    for (const auto& [name, tensor] : File(folder / file).tensors) map[name] = file;
+  }
+  const std::string index = json::serialize(json::object{{"weight_map", map}});
+  std::ofstream(folder / "x.safetensors.index.json") << index;
+  expect_twin(folder, "ct4_sym_g16_twin");
+  std::ofstream(folder / "y.safetensors.index.json") << index;
+  EXPECT_NE(copy.error().find("x.safetensors.index.json, y.safetensors.index.json"), std::string::npos);
+}
+
+TEST(FolderFiles, SettingsOfTheirOwnFileAreChecked) {
+  const Copy copy("gptq_dynamic");
+  const fs::path file = copy.weights().parent_path() / "quantize_config.json";
+  std::ofstream(file) << R"({"bits": 2, "group_size": 16})";
+  const std::string error = copy.error();
+  for (const char* part : {"quantize_config.json", "'bits' is 2", "GGUF"})
+    EXPECT_NE(error.find(part), std::string::npos) << error;
 }
 
 }  // namespace
