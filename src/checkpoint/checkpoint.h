@@ -27,6 +27,8 @@ class Checkpoint {
   [[nodiscard]] virtual std::string config_json() const = 0;
   // The text of generation_config.json, empty when there is none.
   [[nodiscard]] virtual std::string generation_config_json() const = 0;
+  // What a person should know of the model, in a line; empty for nothing.
+  [[nodiscard]] virtual std::string note() const { return {}; }
   [[nodiscard]] virtual bool has(std::string_view name) const = 0;
   // Converts the tensor `name` of shape [size] to float.
   virtual Status load_vector(std::string_view name, int64_t size, float* out) const = 0;

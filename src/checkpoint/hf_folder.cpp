@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/folder_checks.h"
 #include "checkpoint/plain_tensor.h"
 #include "checkpoint/quantized_reader.h"
 #include "checkpoint/safetensors.h"
@@ -20,16 +21,25 @@ class HfFolder final : public Checkpoint {
   explicit HfFolder(const fs::path& folder) : folder_(folder), tensors_(folder) {}
 
   Status open() {
+    QWEN2_CHECK(check_config_is_there(folder_));
     QWEN2_TRY(config_, read_text_file(folder_ / "config.json", size_t{1} << 20));
     if (fs::exists(folder_ / "generation_config.json")) {
       QWEN2_TRY(generation_config_, read_text_file(folder_ / "generation_config.json", size_t{1} << 20));
     }
     QWEN2_TRY(quantized_, open_quantized_reader(tensors_, config_));
-    return add_weights();
+    QWEN2_CHECK(add_weights());
+    // A tied head may be all that was saved of the two.
+    const auto fields = JsonFields::parse(config_, "config.json");
+    const bool tied = fields && fields->find<bool>("tie_word_embeddings").value_or(false);
+    const RawTensor* head = tensors_.find(kHeadName);
+    if (tied && head != nullptr && !has(kEmbeddingName))
+      tensors_.add(std::string(kEmbeddingName), RawTensor(*head));
+    return {};
   }
 
   std::string config_json() const override { return config_; }
   std::string generation_config_json() const override { return generation_config_; }
+  std::string note() const override { return adapter_note(folder_); }
   bool has(std::string_view name) const override {
     return tensors_.find(name) != nullptr || quantized_module(name).has_value();
   }
@@ -100,13 +110,7 @@ class HfFolder final : public Checkpoint {
                   fmt::join(indices, ", "));
     }
     const std::vector<std::string> files = files_named(".safetensors");
-    if (files.empty()) {
-      return fail(
-          ErrorKind::kNotFound,
-          "'{}' has neither model.safetensors nor model.safetensors.index.json nor another .safetensors "
-          "file",
-          folder_.string());
-    }
+    if (files.empty()) return no_weights_error(folder_);
     for (const std::string& file : files) QWEN2_CHECK(add_file(file, nullptr));
     return {};
   }
@@ -117,18 +121,15 @@ class HfFolder final : public Checkpoint {
     QWEN2_TRY(auto mapped, MappedFile::open(path));
     files_.push_back(std::make_unique<MappedFile>(std::move(mapped)));
     const MappedFile& file = *files_.back();
+    if (is_lfs_pointer({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()})) {
+      return lfs_pointer_error(path);
+    }
     auto header = parse_safetensors(file.bytes());
     if (!header) return within(fmt::format("'{}'", path.string()), header.error());
     const auto data = file.bytes().subspan(header->data_start);
     if (wanted == nullptr) {
-      for (const auto& [tensor, entry] : header->tensors) {
-        if (const RawTensor* other = tensors_.find(tensor)) {
-          return fail(ErrorKind::kFormat,
-                      "'{}': tensor '{}' is in '{}' too, and no index says which one counts", path.string(),
-                      tensor, other->path);
-        }
-        add_tensor(path, tensor, entry, data, file);
-      }
+      for (const auto& [tensor, entry] : header->tensors)
+        QWEN2_CHECK(add_tensor(path, tensor, entry, data, file));
       return {};
     }
     for (const std::string& tensor : *wanted) {
@@ -138,15 +139,21 @@ class HfFolder final : public Checkpoint {
                     "'{}': the index places tensor '{}' here, but the file does not have it", path.string(),
                     tensor);
       }
-      add_tensor(path, tensor, found->second, data, file);
+      QWEN2_CHECK(add_tensor(path, tensor, found->second, data, file));
     }
     return {};
   }
 
-  void add_tensor(const fs::path& path, const std::string& name, const SafetensorsEntry& entry,
-                  std::span<const std::byte> data, const MappedFile& file) {
+  Status add_tensor(const fs::path& path, const std::string& name, const SafetensorsEntry& entry,
+                    std::span<const std::byte> data, const MappedFile& file) {
+    const std::string canonical = canonical_name(name);
+    if (const RawTensor* other = tensors_.find(canonical)) {
+      return fail(ErrorKind::kFormat, "'{}': tensor '{}' is in '{}' too, and no index says which one counts",
+                  path.string(), name, other->path);
+    }
     const auto bytes = data.subspan(entry.begin, entry.end - entry.begin);
-    tensors_.add(name, {entry.dtype, entry.shape, bytes, &file, path.string()});
+    tensors_.add(canonical, {entry.dtype, entry.shape, bytes, &file, path.string()});
+    return {};
   }
 
   Status add_shards(const fs::path& index) {

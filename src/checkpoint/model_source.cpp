@@ -8,6 +8,7 @@
 #include <set>
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/folder_checks.h"
 #include "checkpoint/gguf_shards.h"
 
 namespace qwen2 {
@@ -19,18 +20,13 @@ constexpr std::string_view kSynthetic = "synthetic:";
 
 // A GGUF file is known by its first bytes: stores of models name files by their hash.
 Status check_gguf(const fs::path& path) {
-  constexpr std::string_view kLfsPointer = "version https://git-lfs";
-  std::string start(kLfsPointer.size(), '\0');
+  std::string start(64, '\0');
   std::ifstream file(path, std::ios::binary);
   if (!file) return fail(ErrorKind::kIo, "cannot open '{}'", path.string());
   file.read(start.data(), static_cast<std::streamsize>(start.size()));
   start.resize(static_cast<size_t>(file.gcount()));
   if (start.starts_with(kGgufMagic)) return {};
-  if (start == kLfsPointer) {
-    return fail(ErrorKind::kFormat,
-                "'{}' is a pointer of Git LFS, not the model: fetch it with `git lfs pull` in its repository",
-                path.string());
-  }
+  if (is_lfs_pointer(start)) return lfs_pointer_error(path);
   return fail(
       ErrorKind::kFormat,
       "'{}' does not begin with \"GGUF\": this is no GGUF file; a GGUF file, a folder with config.json "

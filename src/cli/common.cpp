@@ -189,6 +189,7 @@ Result<ChatTemplate> open_chat(const ModelFlags& flags, const Tokenizer* tokeniz
 Result<OpenModel> open_model(const ModelFlags& flags, bool need_tokenizer) {
   OpenModel open;
   QWEN2_TRY(const auto checkpoint, open_checkpoint(flags.model));
+  if (const std::string note = checkpoint->note(); !note.empty()) fmt::print(stderr, "note: {}\n", note);
   QWEN2_TRY(open.tokenizer, open_tokenizer(flags, need_tokenizer));
   QWEN2_TRY(open.chat, open_chat(flags, open.tokenizer_or_null()));
   open.generation_config = checkpoint->generation_config_json();

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "base/memory.h"
+#include "checkpoint/folder_checks.h"
 #include "tokenizer/utf8.h"
 
 namespace qwen2 {
@@ -72,6 +73,7 @@ Result<TokenizerParts> load_parts(const fs::path& folder) {
   const fs::path path = folder / "tokenizer.json";
   if (fs::exists(path) || !fs::exists(folder / "vocab.json") || !fs::exists(folder / "merges.txt")) {
     QWEN2_TRY(const std::string text, read_text_file(path));
+    if (is_lfs_pointer(text)) return lfs_pointer_error(path);
     auto parts = parse_tokenizer_json(text);
     if (!parts) return within("tokenizer.json", parts.error());
     return parts;

@@ -1,4 +1,7 @@
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
 
 #include <cstring>
 #include <filesystem>
@@ -342,6 +345,80 @@ TEST(Checkpoint, RefusesBiasesThatWouldBeLeftOut) {
   EXPECT_TRUE(check_biases(OneBias("model.layers.0.self_attn.q_proj.bias", 1), *config));  // Qwen2's own
   EXPECT_EQ(gguf_tensor_name("model.layers.3.self_attn.o_proj.bias"), "blk.3.attn_output.bias");
   EXPECT_EQ(gguf_tensor_name("model.layers.3.mlp.down_proj.bias"), "blk.3.ffn_down.bias");
+}
+
+// Copies of a golden model with other names of its tensors.
+class RenamedFolder : public testing::Test {
+ protected:
+  void SetUp() override {
+    fs::create_directories(folder_);
+    fs::copy_file(test::golden_folder() / "hd64_tied" / "config.json", folder_ / "config.json");
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  void write(const std::function<std::string(std::string)>& rename) const {
+    const std::string file = *read_text_file(test::golden_folder() / "hd64_tied" / "model.safetensors");
+    uint64_t size = 0;
+    std::memcpy(&size, file.data(), sizeof(size));
+    const boost::json::value header = boost::json::parse(file.substr(8, size));
+    boost::json::object renamed;
+    for (const auto& [name, entry] : header.as_object()) {
+      if (name != "__metadata__") renamed[rename(name)] = entry;
+    }
+    const std::string text = boost::json::serialize(renamed);
+    const uint64_t length = text.size();
+    std::string out(reinterpret_cast<const char*>(&length), sizeof(length));
+    ASSERT_TRUE(write_file(folder_ / "model.safetensors", out + text + file.substr(8 + size)));
+  }
+  [[nodiscard]] std::string error() const {
+    const auto checkpoint = open_checkpoint(folder_.string());
+    if (!checkpoint) return checkpoint.error().message;
+    const auto config = parse_qwen2_config((*checkpoint)->config_json(), "");
+    const auto weights = load_weights(**checkpoint, *config, {}, cpu::kernels_for(cpu::Isa::kBaseline));
+    return weights ? "" : weights.error().message;
+  }
+  void write_text(const char* name, std::string_view text) const {
+    ASSERT_TRUE(write_file(folder_ / name, text));
+  }
+
+  fs::path folder_ = fs::temp_directory_path() / ("qwen2-renamed-" + std::to_string(::getpid()));
+};
+
+TEST_F(RenamedFolder, LoadsNamesWithOtherPrefixes) {
+  for (const char* prefix :
+       {"base_model.", "base_model.model.", "_orig_mod.", "base_model.model._orig_mod."}) {
+    write([&](const std::string& name) { return prefix + name; });
+    EXPECT_EQ(error(), "") << prefix;
+  }
+  write([](const std::string& name) { return name.substr(name.starts_with("model.") ? 6 : 0); });
+  EXPECT_EQ(error(), "");
+  write([](const std::string& name) { return "other." + name; });
+  EXPECT_NE(error().find("model.embed_tokens.weight"), std::string::npos);
+  write(
+      [](const std::string& name) { return name == "model.embed_tokens.weight" ? "lm_head.weight" : name; });
+  EXPECT_EQ(error(), "");  // tied: either of the two
+}
+
+TEST_F(RenamedFolder, SaysWhatToDoWithWhatIsNoModel) {
+  constexpr std::string_view kPointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+  write_text("model.safetensors", kPointer);
+  EXPECT_NE(error().find("git lfs pull"), std::string::npos) << error();
+  fs::remove(folder_ / "model.safetensors");
+  EXPECT_NE(error().find("has neither model.safetensors"), std::string::npos) << error();
+  write_text("pytorch_model.bin", "x");
+  EXPECT_NE(error().find("save them as safetensors"), std::string::npos) << error();
+  write_text("adapter_config.json", R"({"base_model_name_or_path":"Qwen/Qwen2-1.5B"})");
+  write([](const std::string& name) { return name; });
+  EXPECT_EQ(error(), "");
+  EXPECT_NE(
+      (*open_checkpoint(folder_.string()))->note().find("adapter of 'Qwen/Qwen2-1.5B' beside the model"),
+      std::string::npos);
+  fs::remove(folder_ / "config.json");
+  EXPECT_NE(error().find("is a LoRA adapter of 'Qwen/Qwen2-1.5B', not a model: merge it first"),
+            std::string::npos)
+      << error();
+  fs::remove(folder_ / "adapter_config.json");
+  EXPECT_NE(error().find("has no config.json"), std::string::npos) << error();
 }
 
 // The cache of the Hugging Face client: snapshots of links to blobs, refs/main names one.
