@@ -94,7 +94,7 @@ class Fp8Reader final : public QuantizedReader {
     const std::vector<int64_t> blocks{(rows - 1) / block_.rows + 1, (cols - 1) / block_.cols + 1};
     using Shape = std::vector<int64_t>;
     if (scale != nullptr &&
-        (scale->shape == Shape{} || scale->shape == Shape{1} || scale->shape == Shape{1, 1})) {
+        (scale->shape.empty() || scale->shape == Shape{1} || scale->shape == Shape{1, 1})) {
       module.block = {rows, cols};
     } else if (scale != nullptr && (scale->shape == Shape{rows} || scale->shape == Shape{rows, 1})) {
       module.block = {1, cols};
