@@ -8,7 +8,9 @@
 //   NAME.weight.nested_quant_map F32 [256], NAME.weight.nested_absmax F32 [blocks / nested block]
 // give them: nested_quant_map[absmax] * nested_absmax + nested_offset.
 // A code stands for a value of a table, not for a multiple of a scale, so that modules are expanded.
+#include <algorithm>
 #include <boost/json.hpp>
+#include <utility>
 
 #include "checkpoint/plain_tensor.h"
 #include "checkpoint/quantized_reader.h"
@@ -57,11 +59,15 @@ class FourBitReader final : public QuantizedReader {
     QWEN2_TRY(const std::vector<float> map, table(std::string(name) + ".weight.quant_map", 16));
     QWEN2_TRY(const std::vector<float> absmax, magnitudes(name, module));
     for_each_row(rows, cols, sink, [&](int64_t row, float* values) {
-      for (int64_t k = 0; k < cols; ++k) {
-        const int64_t i = row * cols + k;
-        const unsigned pair = module.weight->at<uint8_t>(i / 2);
-        const unsigned code = i % 2 == 0 ? pair >> 4 : pair & 15;
-        values[k] = map[code] * absmax[static_cast<size_t>(i / module.state.block)];
+      const int64_t first = row * cols;
+      for (int64_t k = 0; k < cols;) {
+        const int64_t block = (first + k) / module.state.block;
+        const int64_t end = std::min(cols, (block + 1) * module.state.block - first);
+        for (; k < end; ++k) {
+          const unsigned pair = module.weight->at<uint8_t>((first + k) / 2);
+          const unsigned code = (first + k) % 2 == 0 ? pair >> 4 : pair & 15;
+          values[k] = map[code] * absmax[static_cast<size_t>(block)];
+        }
       }
     });
     module.weight->release();
@@ -86,7 +92,7 @@ class FourBitReader final : public QuantizedReader {
     }
     QWEN2_TRY(module.state, parse_state(name, rows, cols));
     module.blocks = pieces(module.values, module.state.block);
-    QWEN2_TRY(module.weight, tensors_.get(prefix, "U8", {module.values / 2, 1}));
+    QWEN2_TRY(module.weight, packed_weight(prefix, module.values / 2));
     QWEN2_TRY(module.absmax, tensors_.get(prefix + ".absmax", {module.blocks}));
     if (!module.nested()) {
       QWEN2_TRY(module.absmax, tensors_.get(prefix + ".absmax", "F32", {module.blocks}));
@@ -96,6 +102,15 @@ class FourBitReader final : public QuantizedReader {
                   module.absmax->path, prefix);
     }
     return module;
+  }
+
+  // "bnb_4bit_quant_storage" gives the same bytes another type, for programs that shard by elements.
+  Result<const RawTensor*> packed_weight(const std::string& name, int64_t bytes) const {
+    const RawTensor* weight = tensors_.find(name);
+    const bool other_type =
+        weight != nullptr && (weight->dtype == "BF16" || weight->dtype == "F16" || weight->dtype == "F32");
+    if (other_type && std::cmp_equal(weight->bytes.size(), bytes)) return weight;
+    return tensors_.get(name, "U8", {bytes, 1});
   }
 
   Result<State> parse_state(std::string_view name, int64_t rows, int64_t cols) const {

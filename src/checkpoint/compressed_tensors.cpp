@@ -40,12 +40,19 @@ struct Module {
   [[nodiscard]] float scale(int64_t row, int64_t group) const {
     return scales.at(scales.size() == 1 ? 0 : row * groups + group);
   }
-  // In the terms of QuantizedMatrix: 4-bit codes count from 0, 8-bit codes are signed.
-  [[nodiscard]] uint8_t code(int64_t row, int64_t input) const {
-    if (!packed) return weight->at<uint8_t>(row * cols + input);
-    const auto word = weight->at<uint32_t>(row * (cols / per_word()) + input / per_word());
-    const uint32_t field = word >> (input % per_word() * bits());
-    return static_cast<uint8_t>(bits() == 4 ? field & 15 : (field & 255) ^ 128);
+  // The codes of one input in the terms of QuantizedMatrix: 4-bit codes count from 0, 8-bit codes are signed.
+  void copy_column(int64_t input, int64_t first_row, int64_t count, uint8_t* out) const {
+    if (!packed) {
+      for (int64_t i = 0; i < count; ++i) out[i] = weight->at<uint8_t>((first_row + i) * cols + input);
+      return;
+    }
+    const int64_t words = cols / per_word();
+    const int64_t word = first_row * words + input / per_word();
+    const int64_t shift = input % per_word() * bits();
+    const uint32_t mask = bits() == 4 ? 15 : 255;
+    const uint32_t sign = bits() == 4 ? 0 : 128;  // flipping the top bit subtracts 128
+    for (int64_t i = 0; i < count; ++i)
+      out[i] = static_cast<uint8_t>((weight->at<uint32_t>(word + i * words) >> shift & mask) ^ sign);
   }
   [[nodiscard]] int zero(int64_t row, int64_t group) const {
     const int offset = bits() == 4 ? 8 : 0;
@@ -94,9 +101,7 @@ class CompressedReader final : public QuantizedReader {
       copy_codes(target, part, [&](int64_t col, EightColumns& codes) {
         for (int64_t j = 0; j < 8; ++j) {
           const int64_t input = module.order.empty() ? col + j : module.order[static_cast<size_t>(col + j)];
-          auto& column = codes[static_cast<size_t>(j)];
-          for (int64_t i = 0; i < part.count; ++i)
-            column[static_cast<size_t>(i)] = module.code(part.first + i, input);
+          module.copy_column(input, part.first, part.count, codes[static_cast<size_t>(j)].data());
         }
       });
     });

@@ -116,8 +116,7 @@ ReaderResult open_quantized_reader(const TensorTable& tensors, std::string_view 
   // What is no JSON object is reported by who reads the model's sizes from it.
   if (!config) return nullptr;
   // MLX has a field of its own. Newer versions write it a second time, as settings without a method.
-  std::optional<JsonFields> mlx;
-  QWEN2_CHECK(config->optional("quantization", mlx));
+  const auto mlx = config->find<JsonFields>("quantization");
   std::optional<JsonFields> settings;
   QWEN2_CHECK(config->optional("quantization_config", settings));
   // What compressed-tensors wrote in 2024.

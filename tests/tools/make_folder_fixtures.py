@@ -13,7 +13,7 @@ import random
 import struct
 import sys
 
-from make_quantized_fixtures import (VOCABULARY, Tensors, base_tensors, bfloat16_bits, config, float16, float32, matrices,
+from make_quantized_fixtures import (VOCABULARY, Tensors, base_tensors, bfloat16_bits, config, float32, matrices,
                                      tokenizer)
 
 SMALL = {"hidden": 64, "heads": 2, "head": 32, "kv_heads": 1, "ffn": 80, "tied": True}
@@ -328,11 +328,13 @@ def write_fp8(root):
 
 def write_mlx(root):
     def four(module, _):
-        return {"mlp.down_proj": plain, "self_attn.v_proj": mlx(4, 32, "BF16", tiny_bias=True)}.get(module, mlx(4, 32, "BF16"))
+        exceptions = {"mlp.down_proj": plain, "self_attn.v_proj": mlx(4, 32, "BF16", tiny_bias=True)}
+        return exceptions.get(module, mlx(4, 32, "BF16"))
 
     def mixed(module, _):
-        return {"mlp.down_proj": mlx(6, 32, "F16"), "mlp.up_proj": mlx(5, 32, "F16"), "mlp.gate_proj": mlx(2, 32, "F16"),
-                "self_attn.o_proj": mlx(3, 64, "F16")}.get(module, mlx(8, 32, "F16"))
+        exceptions = {"mlp.down_proj": mlx(6, 32, "F16"), "mlp.up_proj": mlx(5, 32, "F16"),
+                      "mlp.gate_proj": mlx(2, 32, "F16"), "self_attn.o_proj": mlx(3, 64, "F16")}
+        return exceptions.get(module, mlx(8, 32, "F16"))
 
     overrides = {"model.layers.0.mlp.down_proj": {"group_size": 32, "bits": 6},
                  "model.layers.0.mlp.up_proj": {"group_size": 32, "bits": 5},

@@ -170,12 +170,34 @@ TEST(ExpandedFolder, IsRoundedOnLoad) {
   EXPECT_TRUE(weights->layers[0].gate_up.is_quantized());
 }
 
+// The values of every matrix of `folder` are those of `twin`.
+void expect_twin(const fs::path& folder, const std::string& twin) {
+  const auto model = open_folder(folder);
+  ASSERT_TRUE(model) << model.error().message;
+  const File expected(quantized_folder(twin) / "model.safetensors");
+  for (const Shape& shape : quantized_matrices(model->config)) {
+    const auto values = expanded(*model->checkpoint, shape);
+    ASSERT_TRUE(values) << values.error().message;
+    EXPECT_EQ(*values, floats_of(expected.tensors.at(shape.name))) << shape.name;
+  }
+}
+
 // Programs that merge a LoRA into 16 bits leave the settings of its training behind.
 TEST(Bitsandbytes4, LoadsPlainWeightsUnderItsSettings) {
   const Copy copy("bnb4_fp4");
   fs::copy_file(quantized_folder("bnb4_fp4_twin") / "model.safetensors", copy.weights(),
                 fs::copy_options::overwrite_existing);
   EXPECT_EQ(copy.error(), "");
+}
+
+TEST(Bitsandbytes4, ReadsBytesOfAnotherType) {
+  const Copy copy("bnb4_nf4_nested");
+  copy.edit([](File& file) {
+    File::Tensor& weight = file.tensors.at("model.layers.0.mlp.up_proj.weight");
+    weight.dtype = "BF16";
+    weight.shape[0] /= 2;
+  });
+  expect_twin(copy.weights().parent_path(), "bnb4_nf4_nested_twin");
 }
 
 const std::string kUp = "model.layers.0.mlp.up_proj.weight";
@@ -353,18 +375,6 @@ TEST(Fp8, NamesTheTensor) {
       {"NaN scale", "fp8_tensor", element("_scale", 0, kNan), {file, scale, "NaN", "[0]"}},
       {"infinity", "fp8_block", element("_scale_inv", 3, kInfinity), {file, blocks, "infinite", "[1, 1]"}},
   });
-}
-
-// The values of every matrix of `folder` are those of `twin`.
-void expect_twin(const fs::path& folder, const std::string& twin) {
-  const auto model = open_folder(folder);
-  ASSERT_TRUE(model) << model.error().message;
-  const File expected(quantized_folder(twin) / "model.safetensors");
-  for (const Shape& shape : quantized_matrices(model->config)) {
-    const auto values = expanded(*model->checkpoint, shape);
-    ASSERT_TRUE(values) << values.error().message;
-    EXPECT_EQ(*values, floats_of(expected.tensors.at(shape.name))) << shape.name;
-  }
 }
 
 TEST(AutoRound, PacksAsItsSettingsSay) {
