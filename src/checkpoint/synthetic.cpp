@@ -1,6 +1,8 @@
 // Random weights in published shapes: speed and memory do not depend on what the weights say.
 #include <algorithm>
 #include <array>
+#include <functional>
+#include <set>
 
 #include "checkpoint/architecture.h"
 #include "checkpoint/checkpoint.h"
@@ -40,7 +42,11 @@ float uniform(uint64_t bits16) {
 
 class Synthetic final : public Checkpoint {
  public:
-  Synthetic(const Shape& shape, uint64_t seed) : shape_(shape), seed_(seed) {}
+  Synthetic(const Shape& shape, uint64_t seed) : shape_(shape), seed_(seed) {
+    const ModelSizes sizes{shape.vocabulary, shape.hidden,   shape.intermediate,         shape.layers,
+                           shape.heads,      shape.kv_heads, shape.hidden / shape.heads, shape.tied};
+    for (const ModelTensor& tensor : model_tensors(sizes)) names_.insert(tensor.name);
+  }
 
   std::string config_json() const override {
     return fmt::format(
@@ -54,7 +60,7 @@ class Synthetic final : public Checkpoint {
   }
   std::string generation_config_json() const override { return R"({"eos_token_id":[151645,151643]})"; }
 
-  bool has(std::string_view name) const override { return name != kHeadName || !shape_.tied; }
+  bool has(std::string_view name) const override { return names_.contains(name); }
 
   Result<std::optional<QuantizedFormat>> matrix_format(std::string_view /*name*/, int64_t /*rows*/,
                                                        int64_t /*cols*/) const override {
@@ -89,6 +95,7 @@ class Synthetic final : public Checkpoint {
 
  private:
   const Shape shape_;
+  std::set<std::string, std::less<>> names_;
   uint64_t seed_;
 };
 

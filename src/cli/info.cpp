@@ -26,6 +26,7 @@ std::string end_tokens(const Qwen2Config& config, const Tokenizer* tokenizer, co
     }
   }
   std::vector<std::string> texts;
+  texts.reserve(ids.size());
   for (const TokenId id : ids) {
     texts.push_back(tokenizer == nullptr ? std::to_string(id)
                                          : fmt::format("{} {}", id, tokenizer->token_bytes(id)));

@@ -76,7 +76,8 @@ Result<LayerForward> LayerForward::create(const Checkpoint& checkpoint, const Qw
   const int64_t half = c.head_dim / 2;
   const Rotation rope = rotation_of(c);
   for (int64_t i = 0; i < longest * half; ++i) {
-    const double angle = static_cast<double>(i / half) * rope.frequencies[static_cast<size_t>(i % half)];
+    const int64_t position = i / half;
+    const double angle = static_cast<double>(position) * rope.frequencies[static_cast<size_t>(i % half)];
     forward.cosines_.push_back(static_cast<float>(std::cos(angle) * rope.magnitude));
     forward.sines_.push_back(static_cast<float>(std::sin(angle) * rope.magnitude));
   }

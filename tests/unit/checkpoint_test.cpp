@@ -347,6 +347,20 @@ TEST(Checkpoint, RefusesBiasesThatWouldBeLeftOut) {
   EXPECT_EQ(gguf_tensor_name("model.layers.3.mlp.down_proj.bias"), "blk.3.ffn_down.bias");
 }
 
+TEST(Checkpoint, SyntheticModelsHaveQwen2sTensorsAlone) {
+  for (const char* name : {"qwen2-0.5b", "qwen2-1.5b", "qwen2-7b"}) {
+    const auto checkpoint = open_synthetic(name);
+    ASSERT_TRUE(checkpoint);
+    const auto config =
+        parse_qwen2_config((*checkpoint)->config_json(), (*checkpoint)->generation_config_json());
+    ASSERT_TRUE(config) << config.error().message;
+    EXPECT_TRUE(check_biases(**checkpoint, *config)) << name;
+    for (const ModelTensor& tensor : model_tensors(*config))
+      EXPECT_TRUE((*checkpoint)->has(tensor.name)) << tensor.name;
+    EXPECT_EQ((*checkpoint)->has("lm_head.weight"), !config->tied_head);
+  }
+}
+
 // Copies of a golden model with other names of its tensors.
 class RenamedFolder : public testing::Test {
  protected:
