@@ -178,9 +178,10 @@ Result<MarkedText> ChatTemplate::render(const json::array& messages, const json:
   }
   variables.insert(variables.end(), special_tokens_.begin(), special_tokens_.end());
   const std::optional<jinja::Template>& chosen = with_tools_ && !tools.is_null() ? with_tools_ : template_;
-  if (!chosen)
+  if (!chosen) {
     return fail(ErrorKind::kInvalidArgument,
                 "the model has no chat template: --chat-template FILE gives it one");
+  }
   auto text = chosen->render(std::move(variables), std::time(nullptr));
   if (!text) return within("chat template", text.error());
   return text;

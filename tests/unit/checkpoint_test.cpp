@@ -381,7 +381,7 @@ class RenamedFolder : public testing::Test {
     }
     const std::string text = boost::json::serialize(renamed);
     const uint64_t length = text.size();
-    std::string out(reinterpret_cast<const char*>(&length), sizeof(length));
+    const std::string out(reinterpret_cast<const char*>(&length), sizeof(length));
     ASSERT_TRUE(write_file(folder_ / "model.safetensors", out + text + file.substr(8 + size)));
   }
   [[nodiscard]] std::string error() const {

@@ -29,8 +29,8 @@ std::string shard_name(int64_t number, int64_t count = kShards) {
 // A folder of its own, with copies to damage.
 class GgufFiles : public testing::Test {
  protected:
-  GgufFiles() { fs::create_directories(folder_); }
-  ~GgufFiles() override { fs::remove_all(folder_); }
+  void SetUp() override { fs::create_directories(folder_); }
+  void TearDown() override { fs::remove_all(folder_); }
 
   void write(const std::string& name, const std::string& text) const {
     std::ofstream(folder_ / name, std::ios::binary) << text;

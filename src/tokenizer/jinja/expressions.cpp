@@ -23,9 +23,10 @@ bool is_key(const Value& value) {
 
 Result<Value> Interpreter::evaluate(const Expression& expression) {
   const Nested nested(depth_);
-  if (depth_ > kMaxDepth)
+  if (depth_ > kMaxDepth) {
     return located(expression.line,
                    Error{ErrorKind::kInvalidArgument, fmt::format("more than {} levels deep", kMaxDepth)});
+  }
   const Status charged = charge(1);
   if (!charged) return located(expression.line, charged.error());
   auto value = std::visit([&](const auto& node) { return evaluate(node); }, expression.node);

@@ -123,9 +123,10 @@ Status Interpreter::assign(const Target& target, const Value& value) {
   }
   const Value* object = find(target.name);
   Namespace* const* held = object == nullptr ? nullptr : object->get<Namespace*>();
-  if (held == nullptr)
+  if (held == nullptr) {
     return fail(ErrorKind::kInvalidArgument, "'{}' is no namespace, so its attributes cannot be set",
                 target.name);
+  }
   auto& values = (*held)->values;
   const auto found = std::ranges::find(values, target.attribute, &std::pair<std::string, Value>::first);
   if (found != values.end()) {

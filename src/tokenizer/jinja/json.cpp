@@ -123,6 +123,7 @@ class Writer {
     QWEN2_CHECK(own("{"));
     ++level_;
     std::vector<const std::pair<Value, Value>*> items;
+    items.reserve(dict.items.size());
     for (const auto& item : dict.items) items.push_back(&item);
     if (style_->sort_keys) {
       QWEN2_CHECK(sort(items));

@@ -157,12 +157,13 @@ class Lexer {
 
   // Text up to the next {{, {% or {#, and then that tag.
   Status text_and_tag() {
-    size_t open = position_;
-    do {
-      open = source_.find('{', open);
-    } while (open != std::string_view::npos && open + 1 < source_.size() &&
-             std::string_view("{%#").find(source_[open + 1]) == std::string_view::npos && ++open);
-    if (open == std::string_view::npos || open + 1 >= source_.size()) {
+    const auto opens_tag = [&](size_t at) {
+      return at + 1 < source_.size() &&
+             std::string_view("{%#").find(source_[at + 1]) != std::string_view::npos;
+    };
+    size_t open = source_.find('{', position_);
+    while (open != std::string_view::npos && !opens_tag(open)) open = source_.find('{', open + 1);
+    if (open == std::string_view::npos) {
       add_text(rest());
       advance(rest().size());
       return {};

@@ -190,20 +190,20 @@ Result<Value> extreme(Interpreter& run, const Value& value, const Arguments& arg
   QWEN2_TRY(const auto given, bind(arguments, {"case_sensitive", "attribute"}));
   QWEN2_TRY(const Values items, run.items(value));
   if (items.empty()) return Value::undefined("there is no item to choose from");
-  const Value* best = nullptr;
+  size_t best = 0;
   Value best_key;
-  for (const Value& item : items) {
-    QWEN2_TRY(const Value path_value, by_path(run, item, given[1]));
+  for (size_t i = 0; i < items.size(); ++i) {
+    QWEN2_TRY(const Value path_value, by_path(run, items[i], given[1]));
     const Value key = without_case(path_value, flag(given[0]));
-    bool better = best == nullptr;
+    bool better = i == 0;
     if (!better) {
       QWEN2_TRY(better, kLargest ? less(best_key, key) : less(key, best_key));
     }
     if (!better) continue;
-    best = &item;
+    best = i;
     best_key = key;
   }
-  return *best;
+  return items[best];
 }
 
 Result<Value> sum(Interpreter& run, const Value& value, const Arguments& arguments) {
@@ -226,8 +226,8 @@ Result<Value> map(Interpreter& run, const Value& value, const Arguments& argumen
     QWEN2_TRY(const auto given, bind(arguments, {"attribute", "default"}));
     QWEN2_TRY(const Value* path, needed(given[0], "attribute"));
     for (const Value& item : items) {
-      QWEN2_TRY(Value part, by_path(run, item, path));
-      out.push_back(part.is_undefined() && given[1] != nullptr ? *given[1] : std::move(part));
+      QWEN2_TRY(const Value part, by_path(run, item, path));
+      out.push_back(part.is_undefined() && given[1] != nullptr ? *given[1] : part);
     }
   } else {
     QWEN2_TRY(const MarkedText* name, needed_text(arguments.positional.data(), "a filter's name"));

@@ -213,9 +213,10 @@ Result<Value> sign(UnaryOperator op, const Value& value) {
 Result<bool> contains(Interpreter& run, const Value& container, const Value& item) {
   QWEN2_CHECK(run.charge_for(container));
   if (const MarkedText* text = container.text()) {
-    if (item.text() == nullptr)
+    if (item.text() == nullptr) {
       return fail(ErrorKind::kInvalidArgument, "'in' looks for a text in a text, not for {}",
                   type_name(item));
+    }
     return text->text().find(item.text()->text()) != std::string::npos;
   }
   if (const Dict* dict = container.dict()) {
