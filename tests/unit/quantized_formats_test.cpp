@@ -22,7 +22,8 @@ struct Fixture {
   std::string name;
   std::string twin;
   Format format;
-  std::map<std::string, Format> exceptions = {};  // module, such as "mlp.down_proj" -> its format
+  // Module, such as "mlp.down_proj" -> its format. NOLINTNEXTLINE(readability-redundant-member-init): may be left out
+  std::map<std::string, Format> exceptions = {};
 };
 
 // GoogleTest prints it in the tests' names.
